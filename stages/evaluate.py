@@ -39,7 +39,7 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.evaluate
     compute = Compute(params.compute)
-    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    tokenizer = Tokenizer.load(MODELS["base"])
     models = {name: folder.load(path).to(compute.device).eval() for name, path in MODELS.items()}
     is_stories = manifest(CORPUS)["source"] == "stories"
     texts = {split: sample(CORPUS / split, config.documents) for split in ("val", "test")}

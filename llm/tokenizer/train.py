@@ -24,7 +24,9 @@ def train(config: TokenizerConfig, texts: Texts, tell: Callable[[], object] = la
 
 def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Tokenizer:
     """Byte pair encoding: the 256 bytes, the most frequent pairs, the special tokens."""
-    words = count_words(even_sample(texts, config.max_train_bytes) if config.max_train_bytes else texts(), config.pattern)
+    words = count_words(
+        even_sample(texts, config.max_train_bytes) if config.max_train_bytes else texts(), config.pattern
+    )
     wanted = config.vocab_size - 256 - len(config.special_tokens)
     merges = bpe.train(words, wanted, config.min_count, tell)
     if len(merges) < wanted:

@@ -41,7 +41,7 @@ MAGIC = b"WMSHARD\0"
 VERSION = 1
 HEADER = struct.Struct("<8sIIQQQ32s32s")
 HEADER_BYTES = 256
-DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 INDEX = "index.json"
 
 
@@ -281,7 +281,7 @@ def _open_shard(folder: Path, info: ShardInfo, index: dict[str, Any], verify: bo
     found = ShardInfo(info.name, header.tokens, header.documents, header.text_bytes, header.sha256.hex())
     if found != info or header.token_bytes != _token_bytes(index["vocab_size"]):
         raise WordmillError(f"{path}: header and {INDEX} do not agree; {again}")
-    if verify and hashlib.sha256(data[HEADER_BYTES:]).digest() != header.sha256:
+    if verify and hashlib.sha256(data[HEADER_BYTES:].data).digest() != header.sha256:
         raise WordmillError(f"{path}: damaged: its bytes are not those that were written (SHA-256); {again}")
     end = HEADER_BYTES + header.tokens * header.token_bytes
     tokens = data[HEADER_BYTES:end].view(DTYPES[header.token_bytes])
@@ -291,7 +291,7 @@ def _open_shard(folder: Path, info: ShardInfo, index: dict[str, Any], verify: bo
 def _read_header(path: Path, data: np.ndarray) -> Header:
     if len(data) < HEADER_BYTES or bytes(data[: len(MAGIC)]) != MAGIC:
         raise WordmillError(f"{path}: not a token shard (no {MAGIC[:7].decode()} at its beginning)")
-    _, version, *fields = HEADER.unpack_from(data)
+    _, version, *fields = HEADER.unpack_from(data.data)
     if version != VERSION:
         raise WordmillError(f"{path}: format version {version}; this program reads version {VERSION}")
     header = Header(*fields)

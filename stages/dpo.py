@@ -16,7 +16,7 @@ from stages.records import summary, tell, write_curve
 from stages.stage import Stage, main
 
 OUT = Path("models/dpo")
-TOKENIZER = Path("data/tokenizer")
+BASE = Path("models/base")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.dpo
     compute = Compute(params.compute)
-    tokenizer = Tokenizer.load(TOKENIZER)
-    policy = folder.load(Path("models/base"))
+    tokenizer = Tokenizer.load(BASE)
+    policy = folder.load(BASE)
 
     def encoded(split: str) -> Pairs:
         texts = read_pairs(Path("data/preferences/pairs.parquet"), split)
@@ -43,7 +43,7 @@ def run(params: Params, stage: Stage) -> None:
     for record in dpo(policy, train, held_out, config, compute, stage.scratch):
         records.append(record)
         tell(stage, record, steps)
-    folder.save(policy.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
+    folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)
     write_curve(records, Path("reports/dpo/curve.csv"))
     summary(records, Path("reports/dpo.json"), {"train_pairs": len(train), "pairs_cut": train.cut + held_out.cut})
 

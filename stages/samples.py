@@ -27,7 +27,7 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.samples
     compute = Compute(params.compute)
-    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    tokenizer = Tokenizer.load(Path("models/base"))
     prompts = list(config.prompts) or [
         opening(text, config.opening_characters) for text in islice(documents(Path("data/corpus/test")), config.count)
     ]

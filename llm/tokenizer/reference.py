@@ -10,6 +10,7 @@ This is slow, about a whole recount a merge. `bpe.py` gives the same merges fast
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import pairwise
 
 Pair = tuple[int, int]
 
@@ -38,7 +39,7 @@ def count_pairs(corpus: list[tuple[list[int], int]]) -> Counter[Pair]:
     """How often each pair of neighbours occurs; in `aaa` the pair (a, a) occurs twice."""
     counts: Counter[Pair] = Counter()
     for tokens, count in corpus:
-        for pair in zip(tokens, tokens[1:], strict=False):
+        for pair in pairwise(tokens):
             counts[pair] += count
     return counts
 

@@ -89,7 +89,7 @@ def _ask_hub(config: CorpusConfig, where: str) -> str | None:
         raise WordmillError(f"{where}: access is granted on its page; ask there, then `hf auth login`") from None
     except hub_errors.RepositoryNotFoundError:
         raise WordmillError(
-            f"{where}: unknown to the hub, or private; correct corpus.dataset, or `hf auth login`"
+            f"{where}: unknown to the hub or private; correct corpus.dataset, or `hf auth login`"
         ) from None
     except hub_errors.OfflineModeIsEnabled:
         raise WordmillError(

@@ -1,5 +1,6 @@
 """Data sets as the hub lays them out: folders on this machine, and a small hub on loopback."""
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from llm.corpus.build import build
 from llm.corpus.config import CorpusConfig
 from llm.corpus.documents import documents
 from llm.corpus.hub import open_dataset
+from llm.corpus.normalise import SPLITS
 from llm.errors import WordmillError
 
 ROOT = Path(__file__).parents[3]
@@ -48,16 +50,15 @@ def lay_out(folder: Path, files: int = 3, rows: int = 40) -> Path:
     return folder
 
 
-def config(folder: Path | str, **given: Any) -> CorpusConfig:
+def config(folder: Path, **given: Any) -> CorpusConfig:
     return CorpusConfig(**{"source": "hub", "dataset": str(folder), "documents": 0, **given})
 
 
 def test_units_are_the_files_in_order(tmp_path: Path) -> None:
     folder = lay_out(tmp_path / "set")
     found = open_dataset(config(folder), tmp_path)
-    assert [unit.name.split(" ")[0] for unit in found.units] == [
-        f"data/train-0000{n}-of-00003.parquet" for n in range(3)
-    ]
+    names = [f"data/train-0000{n}-of-00003.parquet" for n in range(3)]
+    assert [unit.name.split(" ")[0] for unit in found.units] == names
     [first, *_] = found.units[1].documents()
     assert first == ("document 0 of file 1", "data/train-00001-of-00003.parquet", 0)
     assert sum(1 for unit in found.units for _ in unit.documents()) == 120
@@ -94,15 +95,9 @@ def test_the_books_through_datasets_and_through_pyarrow(tmp_path: Path) -> None:
     ],
 )
 def test_bad_settings_are_one_line(tmp_path: Path, given: dict[str, Any], message: str) -> None:
-    folder = lay_out(tmp_path / "set")
+    settings = {"folder": lay_out(tmp_path / "set"), **given}
     with pytest.raises(WordmillError) as caught:
-        build(
-            config(**{"folder": folder, **{k: v for k, v in given.items() if k != "dataset"}})
-            if "dataset" not in given
-            else config(given["dataset"]),
-            tmp_path / "corpus",
-            tmp_path / "scratch",
-        )
+        build(config(**settings), tmp_path / "corpus", tmp_path / "scratch")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -120,7 +115,7 @@ def test_a_broken_or_an_empty_data_set_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def run(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(command: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
     """A fresh interpreter: the hub's libraries read the environment once."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     script = f"""
@@ -135,14 +130,20 @@ try:
 except WordmillError as error:
     sys.exit(str(error))
 """
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", script],
         cwd=cwd,
         env={**clean, "PYTHONPATH": str(ROOT), "HF_HOME": str(cwd / "home"), **environment},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
+
+
+def run(command: str, cwd: Path, **environment: str) -> tuple[int, str]:
+    """The same to its end: its status and what it printed on standard error."""
+    with start(command, cwd, **environment) as child:
+        _, printed = child.communicate(timeout=60)
+        return child.returncode, printed
 
 
 BUILD = 'build(config(), Path("corpus"), Path("scratch"), 0.0)'
@@ -150,15 +151,15 @@ BUILD = 'build(config(), Path("corpus"), Path("scratch"), 0.0)'
 
 def test_offline_is_one_line_within_seconds(tmp_path: Path) -> None:
     began = time.monotonic()
-    done = run(BUILD, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 1
+    status, printed = run(BUILD, tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert status == 1
     assert time.monotonic() - began < hub.PATIENCE
-    assert re.fullmatch(r"data set owner/words: the hub cannot be reached \(.*\); go online, .*\n", done.stderr)
+    assert re.fullmatch(r"data set owner/words: the hub cannot be reached \(.*\); go online, .*\n", printed)
 
 
 def test_offline_by_setting_is_one_line(tmp_path: Path) -> None:
-    done = run(BUILD, tmp_path, HF_HUB_OFFLINE="1")
-    assert re.fullmatch(r"data set owner/words: HF_HUB_OFFLINE is set; .*\n", done.stderr)
+    _, printed = run(BUILD, tmp_path, HF_HUB_OFFLINE="1")
+    assert re.fullmatch(r"data set owner/words: HF_HUB_OFFLINE is set; .*\n", printed)
 
 
 class Hub:
@@ -168,7 +169,8 @@ class Hub:
         self.folder = folder
         self.status = 200
         self.asked: list[str] = []
-        self.cut = ""  # a file whose connection breaks
+        self.held = ""  # a file that is not given out
+        self.released = threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -177,7 +179,7 @@ class Hub:
             def do_GET(self) -> None:
                 outer.answer(self)
 
-            do_HEAD = do_POST = do_GET
+            do_HEAD = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -186,7 +188,6 @@ class Hub:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
     def answer(self, handler: Any) -> None:
-        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         path = handler.path.partition("?")[0]
         self.asked.append(f"{handler.command} {handler.path}")
         if self.status != 200:
@@ -198,21 +199,24 @@ class Hub:
             return self.json(handler, {"id": "owner/words", "sha": COMMIT, "siblings": siblings, "cardData": card})
         if path.startswith(f"/api/datasets/owner/words/tree/{COMMIT}"):
             under = path.partition(COMMIT)[2].strip("/")
-            return self.json(handler, [self.entry(name) for name in self.names() if name.startswith(under)])
-        if path == f"/api/datasets/owner/words/paths-info/{COMMIT}":
-            wanted = re.findall(r"paths=([^&]+)", body.decode().replace("%2F", "/")) or json.loads(body)["paths"]
-            return self.json(handler, [self.entry(name) for name in wanted if name in self.names()])
+            return self.json(handler, [self.entry(path) for path in sorted((self.folder / under).iterdir())])
         if path.startswith(f"/datasets/owner/words/resolve/{COMMIT}/"):
             name = path.partition(f"{COMMIT}/")[2]
             if name in self.names():
-                return self.file(handler, name)
+                if name == self.held and handler.command == "GET":
+                    self.released.wait(20)
+                with contextlib.suppress(OSError):  # a killed client
+                    self.file(handler, name)
+                return None
         return self.send(handler, 404, b"{}", {"X-Error-Code": "EntryNotFound"})
 
     def names(self) -> list[str]:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
-    def entry(self, name: str) -> dict[str, Any]:
-        return {"type": "file", "path": name, "size": (self.folder / name).stat().st_size, "oid": "0" * 40}
+    def entry(self, path: Path) -> dict[str, Any]:
+        kind = "directory" if path.is_dir() else "file"
+        size = path.stat().st_size if path.is_file() else 0
+        return {"type": kind, "path": path.relative_to(self.folder).as_posix(), "size": size, "oid": "0" * 40}
 
     def json(self, handler: Any, content: Any) -> None:
         self.send(handler, 200, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -249,13 +253,31 @@ def small_hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def test_a_data_set_of_a_hub(small_hub: Hub, tmp_path: Path) -> None:
-    done = run(BUILD, tmp_path, HF_ENDPOINT=small_hub.url)
-    assert done.returncode == 0, done.stderr
+    status, printed = run(BUILD, tmp_path, HF_ENDPOINT=small_hub.url)
+    assert status == 0, printed
     made = json.loads((tmp_path / "corpus" / "manifest.json").read_text())
     assert (made["revision"], made["licence"], made["documents"]) == (COMMIT, "cc0-1.0", 120)
     local = build(config(tmp_path / "served"), tmp_path / "local", tmp_path / "local-scratch")
     assert made["digest"] == local["digest"]
-    assert list(documents(tmp_path / "corpus" / "val")) == list(documents(tmp_path / "local" / "val"))
+
+
+def test_a_kill_resumes_at_the_file_where_it_came(small_hub: Hub, tmp_path: Path) -> None:
+    small_hub.held = "data/train-00001-of-00003.parquet"
+    state = tmp_path / "scratch" / "corpus" / "state.json"
+    with start(BUILD, tmp_path, HF_ENDPOINT=small_hub.url) as child:
+        for _ in range(3000):
+            if state.exists():
+                break
+            time.sleep(0.01)
+        child.kill()
+    small_hub.held = ""
+    small_hub.released.set()
+    status, printed = run(BUILD, tmp_path, HF_ENDPOINT=small_hub.url)
+    assert status == 0, printed
+    assert printed.startswith("corpus: goes on after 40 documents\n")
+    build(config(tmp_path / "served"), tmp_path / "local", tmp_path / "local-scratch")
+    for split in SPLITS:
+        assert list(documents(tmp_path / "corpus" / split)) == list(documents(tmp_path / "local" / split))
 
 
 @pytest.mark.parametrize(
@@ -264,7 +286,7 @@ def test_a_data_set_of_a_hub(small_hub: Hub, tmp_path: Path) -> None:
 )
 def test_what_the_hub_refuses_is_one_line(small_hub: Hub, tmp_path: Path, status: int, message: str) -> None:
     small_hub.status = status
-    done = run(BUILD, tmp_path, HF_ENDPOINT=small_hub.url)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ended, printed = run(BUILD, tmp_path, HF_ENDPOINT=small_hub.url)
+    assert ended == 1
+    assert message in printed
+    assert printed.count("\n") == 1

@@ -1,7 +1,7 @@
 """Stage `download`: the corpus as Parquet, split into train, val and test.
 
-Reads no file of the pipeline (the source may read the network or the user's own files); writes data/corpus/. Its
-metrics are the manifest's counts.
+Reads no file of the pipeline (the source may read the network or the user's own files); writes data/corpus/ and, as
+metrics, the manifest's counts in reports/corpus.json.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llm.corpus.build import build
 from llm.corpus.config import CorpusConfig
+from stages.metrics import write_json
 from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
@@ -30,6 +31,8 @@ def run(params: Params, stage: Stage) -> None:
     metrics = {name: float(manifest[name]) for name in names}
     metrics |= {f"{split}_documents": float(count) for split, count in counts.items()}
     stage.metrics(metrics)
+    known = {"source": params.corpus.source, "digest": manifest["digest"]}
+    write_json({**known, **{name: int(value) for name, value in metrics.items()}}, Path("reports/corpus.json"))
     stage.artifact(CORPUS / "manifest.json")
     stage.dataset("corpus", source=params.corpus.source, digest=manifest["digest"], counts=counts)
     print(

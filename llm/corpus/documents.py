@@ -45,6 +45,14 @@ def documents(folder: Path, *, verify: bool = False) -> Iterator[str]:
     return (text for path in paths for text in read_column(path, "text"))
 
 
+def sample(folder: Path, count: int) -> list[str]:
+    """`count` documents of one split, evenly spaced over it; all of them for 0 or where there are no more."""
+    total = manifest(folder.parent)["splits"][folder.name]["documents"]
+    wanted = range(total) if not 0 < count < total else (index * total // count for index in range(count))
+    places = set(wanted)
+    return [text for index, text in enumerate(documents(folder)) if index in places]
+
+
 def parts(folder: Path) -> list[Path]:
     """The Parquet files of one split in order. Raises WordmillError."""
     if not folder.is_dir():

@@ -33,6 +33,10 @@ class Cache:
         self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these."""
+        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
+
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:

@@ -1,0 +1,40 @@
+# `make repro` rebuilds everything, `make test` checks everything. Both make the environment first, if need be.
+PYTHON ?= python3
+BIN := .venv/bin
+# Nothing here reports home, and every command finds the environment's programs.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: repro test check format ui clean
+repro: .venv/installed
+	wordmill check
+	dvc repro
+
+test: check
+	python -m pytest
+
+check: .venv/installed
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: .venv/installed
+	ruff check --fix .
+	ruff format .
+
+ui: .venv/installed
+	wordmill ui
+
+# Remakes the environment when what it is made from has changed; the mark is written last, so an interrupted
+# installation is taken up again.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Wordmill needs Python 3.11 or newer; name one with make PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis dvc_plots

@@ -1,0 +1,78 @@
+"""What a run computes on: the device, the number format, the threads, and how fast the machine can be at best."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from llm.errors import ConfigError, WordmillError
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Raises ConfigError for values out of range; what the machine lacks is found by `Compute`."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]  # auto: cuda if there is one, else mps, else cpu
+    precision: Literal["auto", "fp32", "bf16"]  # auto: bf16 where the processor multiplies it faster than fp32
+    threads: int  # CPU threads; results are bit-stable for one count, not across counts
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= 1024:
+            raise ConfigError("threads", f"{self.threads} is not between 1 and 1024")
+
+
+class Compute:
+    """A resolved `ComputeConfig`: `device`, `dtype`, and `autocast()` for the forward pass.
+
+    Raises WordmillError when a device or format was asked for that this machine does not have; nothing falls back
+    silently.
+    """
+
+    def __init__(self, config: ComputeConfig) -> None:
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        name = next(d for d in available if available[d]) if config.device == "auto" else config.device
+        if not available[name]:
+            raise WordmillError(f"compute.device: {name} is not available on this machine; use auto or cpu")
+        self.device = torch.device(name)
+        supported = _multiplies_bf16(name)
+        if config.precision == "bf16" and name == "cuda" and not supported:
+            raise WordmillError("compute.precision: this GPU has no bf16; use fp32 or auto")
+        use_bf16 = config.precision == "bf16" or (config.precision == "auto" and supported)
+        self.dtype = torch.bfloat16 if use_bf16 else torch.float32
+        self.threads = config.threads
+        torch.set_num_threads(config.threads)
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
+        threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
+        return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}{threads}"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in bf16 with fp32 weights kept, or nothing for fp32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def measure_peak(self, seconds: float = 0.3) -> float:
+        """FLOP/s of a large matrix product in `dtype`, measured now: the limit that speeds are shown against."""
+        n = 4096 if self.device.type == "cuda" else 1024
+        a, b = (torch.ones(n, n, dtype=self.dtype, device=self.device) for _ in range(2))
+        best = 0.0
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            a @ b
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * n**3 / (time.perf_counter() - start))
+        return best
+
+
+def _multiplies_bf16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

@@ -1,0 +1,186 @@
+"""Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290).
+
+The policy starts as the base model. For a prompt with a chosen and a rejected answer, the implicit reward of an
+answer is β (log π(answer) - log π_ref(answer)), and the loss is -log σ(reward_chosen - reward_rejected). The frozen
+reference's log-probabilities never change, so they are computed once, before training, and kept with the checkpoints.
+
+Like `llm.pretrain`, the loop is a generator of records, and resumes to the same bytes after a kill.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm import checkpoint, optim
+from llm.compute import Compute
+from llm.errors import ConfigError, WordmillError
+from llm.model.transformer import Transformer
+from llm.pretrain import Record, restore, saved_tensors
+from llm.scoring import Segment, logprobs, score
+from llm.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Raises ConfigError."""
+
+    beta: float  # how dear it is to leave the reference
+    lr: float  # peak learning rate
+    final_lr_share: float
+    warmup_steps: int
+    epochs: int
+    batch_size: int  # pairs a step
+    weight_decay: float
+    grad_clip: float
+    seed: int  # of the order of the pairs
+    log_every: int  # steps
+    eval_every: int  # steps
+    checkpoint_every: int  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "lr", "epochs", "batch_size", "grad_clip", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"{getattr(self, name)} is not positive")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(name, f"{getattr(self, name)} is negative")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Preference pairs as tokens: `chosen[i]` and `rejected[i]` begin with the same prompt."""
+
+    chosen: list[Segment]
+    rejected: list[Segment]
+    cut: int  # pairs of which something was cut to fit the context
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+def encode_pairs(
+    tokenizer: Tokenizer, prompts: Sequence[str], chosen: Sequence[str], rejected: Sequence[str], block_size: int
+) -> Pairs:
+    """Tokens of each prompt and answer: <end of text> prompt answer <end of text>.
+
+    What does not fit into block_size + 1 tokens is cut: answers on the right to half of that at most, then the prompt
+    on the left, the same for both answers.
+    """
+    sides: tuple[list[Segment], list[Segment]] = ([], [])
+    cut = 0
+    end = tokenizer.end_of_text
+    for prompt, *answers in zip(prompts, chosen, rejected, strict=True):
+        start = [end, *tokenizer.encode(prompt)]
+        tokens = [[*tokenizer.encode(answer), end] for answer in answers]
+        room = block_size + 1
+        if len(start) + max(map(len, tokens)) > room:
+            cut += 1
+            longest = max(room // 2, room - len(start))
+            tokens = [answer[:longest] for answer in tokens]
+            start = start[-(room - max(map(len, tokens))) :]
+        for side, answer in zip(sides, tokens, strict=True):
+            side.append(Segment(np.array([*start, *answer], dtype=np.int64), len(start)))
+    return Pairs(*sides, cut=cut)
+
+
+def sigmoid_loss(margins: Tensor) -> Tensor:
+    """Mean of -log σ(reward_chosen - reward_rejected) over the pairs (B,)."""
+    return -F.logsigmoid(margins).mean()
+
+
+def reference_logprobs(model: Transformer, pairs: Pairs, compute: Compute, cache: Path) -> np.ndarray:
+    """Log-probabilities (2, pairs) under the frozen reference, chosen and rejected; read from `cache` if there."""
+    found = checkpoint.latest(cache)
+    if found is None:
+        both = np.stack([score(model, side, compute) for side in (pairs.chosen, pairs.rejected)])
+        checkpoint.write(cache, 0, {"logprobs": torch.from_numpy(both)}, {})
+        return both
+    return found[1]["logprobs"].numpy()
+
+
+def dpo(
+    policy: Transformer, train: Pairs, held_out: Pairs, config: DPOConfig, compute: Compute, checkpoints: Path
+) -> Iterator[Record]:
+    """Tune `policy`, which comes in as the base model, in place; resume from `checkpoints` if there is one."""
+    if len(train) < config.batch_size:
+        raise WordmillError(
+            f"dpo.batch_size: {config.batch_size} is more than the {len(train)} training pairs; "
+            "lower it or raise preferences.pairs"
+        )
+    policy.to(compute.device).eval()
+    reference = torch.from_numpy(reference_logprobs(policy, train, compute, checkpoints / "reference-train"))
+    held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
+    policy.train()
+    optimizer = optim.adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
+    start, records = restore(policy, optimizer, checkpoints)
+    yield from records
+    if not records:
+        records.append(Record(0, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
+        yield records[-1]
+
+    per_epoch = len(train) // config.batch_size
+    steps = per_epoch * config.epochs
+    for step in range(start, steps):
+        done = step + 1
+        lr = optim.cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
+        rows = order[step % per_epoch * config.batch_size :][: config.batch_size]
+
+        both = [train.chosen[i] for i in rows] + [train.rejected[i] for i in rows]
+        policy_logprobs = logprobs(policy, both, compute).view(2, -1)
+        rewards = config.beta * (policy_logprobs - reference[:, rows].float().to(compute.device))
+        margins = rewards[0] - rewards[1]
+        loss = sigmoid_loss(margins)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        if done % config.log_every == 0 or done == steps:
+            values = {
+                "loss": loss.item(),
+                "lr": lr,
+                "grad_norm": grad_norm.item(),
+                "reward_chosen": rewards[0].mean().item(),
+                "reward_rejected": rewards[1].mean().item(),
+                "margin": margins.mean().item(),
+                "accuracy": (margins > 0).float().mean().item(),
+                "logprob_chosen": policy_logprobs[0].mean().item(),
+                "logprob_rejected": policy_logprobs[1].mean().item(),
+            }
+            records.append(Record(done, values))
+            yield records[-1]
+        if done % config.eval_every == 0 or done == steps:
+            policy.eval()
+            records.append(Record(done, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
+            policy.train()
+            yield records[-1]
+        if done % config.checkpoint_every == 0 and done < steps:
+            state = {"records": [asdict(record) for record in records]}
+            checkpoint.write(checkpoints, done, saved_tensors(policy, optimizer), state)
+
+
+def _held_out(
+    policy: Transformer, pairs: Pairs, reference: np.ndarray, beta: float, compute: Compute
+) -> dict[str, float]:
+    """Loss, margin and accuracy on pairs that are not trained on."""
+    now = np.stack([score(policy, side, compute) for side in (pairs.chosen, pairs.rejected)])
+    rewards = beta * (now - reference)
+    margins = rewards[0] - rewards[1]
+    return {
+        "held_out_loss": float(np.logaddexp(0, -margins).mean()),
+        "held_out_margin": float(margins.mean()),
+        "held_out_reward_chosen": float(rewards[0].mean()),
+        "held_out_reward_rejected": float(rewards[1].mean()),
+        "held_out_accuracy": float((margins > 0).mean()),
+        "held_out_preference": float((now[0] > now[1]).mean()),  # the policy alone likes the chosen one better
+    }

@@ -1,0 +1,203 @@
+"""Preference pairs: a prompt, a chosen and a rejected answer, from the corpus itself or from files.
+
+Sources, by name:
+- `stories`: pairs of the embedded corpus. The chosen answer goes on truly, the rejected one breaks the story's world;
+  both facts are known exactly.
+- `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
+  answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
+- `files`: JSONL with the keys prompt, chosen and rejected.
+
+Pairs with an empty part, with equal answers, or seen before are dropped and counted. A pair is held out by a hash of
+its prompt, so that one prompt is never on both sides; pairs made of the corpus are held out with the corpus's split.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm.corpus.stories import pair as story_pair
+from llm.errors import ConfigError, WordmillError
+
+HELD_OUT = "test"
+
+
+@dataclass(frozen=True)
+class PreferencesConfig:
+    """Raises ConfigError."""
+
+    source: Literal["stories", "corpus", "files"]
+    pairs: int  # to make (stories, corpus) or to read at most (files)
+    held_out_share: float  # of the pairs, kept from training
+    paths: tuple[str, ...]  # files: JSONL files
+    prompt_characters: int  # corpus: length of a prompt, about
+    answer_characters: int  # corpus: length of an answer, about
+    seed: int  # stories, corpus
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "prompt_characters", "answer_characters"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)} is below 1")
+        if not 0 < self.held_out_share < 1:
+            raise ConfigError("held_out_share", f"{self.held_out_share} is not between 0 and 1")
+        if self.source == "files" and not self.paths:
+            raise ConfigError("paths", "empty; name the JSONL files that hold the pairs")
+
+
+@dataclass(frozen=True)
+class Pair:
+    prompt: str
+    chosen: str
+    rejected: str
+    kind: str  # what makes the rejected answer worse, or where the pair comes from
+    split: str  # "train" or "test"
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """Pairs of one split, a list for each part."""
+
+    prompt: list[str]
+    chosen: list[str]
+    rejected: list[str]
+
+
+def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[str]) -> Iterator[Pair]:
+    """The pairs of the configured source. `train` and `held_out` are the corpus's documents, read only by `corpus`.
+
+    Raises WordmillError for files that do not hold pairs and for a corpus too small to make them of.
+    """
+    if config.source == "stories":
+        for index in range(config.pairs):
+            made = story_pair(config.seed, index)
+            split = hashed_split(made.prompt, config.held_out_share)
+            yield Pair(made.prompt, made.chosen, made.rejected, made.kind, split)
+    elif config.source == "corpus":
+        test_pairs = max(1, round(config.pairs * config.held_out_share))
+        yield from _passages(config, list(train), config.pairs - test_pairs, "train")
+        yield from _passages(config, list(held_out), test_pairs, HELD_OUT)
+    else:
+        yield from _from_files(config)
+
+
+def cleaned(source: Iterable[Pair], counts: dict[str, int]) -> Iterator[Pair]:
+    """`source` without useless pairs; `counts` gets how many were kept and how many dropped, by reason."""
+    counts |= dict.fromkeys(("train", HELD_OUT, "empty", "equal_answers", "duplicates"), 0)
+    seen: set[bytes] = set()
+    for pair in source:
+        key = hashlib.blake2b("\0".join((pair.prompt, pair.chosen, pair.rejected)).encode(), digest_size=16).digest()
+        if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
+            counts["empty"] += 1
+        elif pair.chosen == pair.rejected:
+            counts["equal_answers"] += 1
+        elif key in seen:
+            counts["duplicates"] += 1
+        else:
+            seen.add(key)
+            counts[pair.split] += 1
+            yield pair
+
+
+def write_pairs(source: Iterable[Pair], path: Path) -> None:
+    """Pairs as Parquet: prompt, chosen, rejected, kind, split. Written under a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(source)
+    for split in ("train", HELD_OUT):
+        if not any(pair.split == split for pair in rows):
+            raise WordmillError(
+                f"preferences: no pair is left for the {split} split; raise preferences.pairs or give more data"
+            )
+    table = pa.Table.from_pylist([vars(pair) for pair in rows], pa.schema([(n, pa.string()) for n in vars(rows[0])]))
+    temporary = path.with_name(f".{path.name}.writing")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.rename(path)
+
+
+def read_pairs(path: Path, split: str, limit: int = 0) -> PairTexts:
+    """The pairs of one split, the first `limit` of them (0 = all)."""
+    if not path.is_file():
+        raise WordmillError(f"{path}: not found; `dvc repro preferences` makes it")
+    table = pq.read_table(path, filters=[("split", "=", split)])
+    if limit:
+        table = table.slice(0, limit)
+    return PairTexts(*(table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected")))
+
+
+def hashed_split(prompt: str, share: float) -> str:
+    """ "test" for about `share` of all prompts, decided by the prompt's hash alone."""
+    number = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
+    return HELD_OUT if number < share * 2**64 else "train"
+
+
+def _passages(config: PreferencesConfig, texts: list[str], count: int, split: str) -> Iterator[Pair]:
+    length = config.prompt_characters + config.answer_characters
+    texts = [text for text in texts if len(text) >= length]
+    if sum(len(text) for text in texts) < 2 * length:
+        raise WordmillError(
+            f"preferences: no document of the corpus's {split} split is long enough for a prompt and an answer of "
+            f"{length} characters and another one; lower preferences.prompt_characters and answer_characters"
+        )
+    random_source = random.Random(f"{config.seed} {split}")
+    sizes = [len(text) for text in texts]
+
+    def passage(characters: int) -> tuple[int, int]:
+        (number,) = random_source.choices(range(len(texts)), weights=sizes)
+        start = random_source.randrange(len(texts[number]) - characters + 1)
+        return number, _next_word(texts[number], start)
+
+    for _ in range(count):
+        number, start = passage(length)
+        other, elsewhere = passage(config.answer_characters)
+        while other == number and abs(elsewhere - start) < 2 * length and sum(sizes) > 6 * length:
+            other, elsewhere = passage(config.answer_characters)
+        middle = _next_word(texts[number], start + config.prompt_characters)
+        answer = texts[number][middle : middle + config.answer_characters]
+        yield Pair(
+            texts[number][start:middle],
+            answer,
+            texts[other][elsewhere : elsewhere + config.answer_characters],
+            "passage from elsewhere",
+            split,
+        )
+
+
+def _next_word(text: str, start: int) -> int:
+    """The next place that a space or line end stands at, so passages begin between words; `start` if none is near."""
+    for place in range(start, min(start + 40, len(text))):
+        if text[place] in " \n":
+            return place
+    return start
+
+
+def _from_files(config: PreferencesConfig) -> Iterator[Pair]:
+    read = 0
+    for name in config.paths:
+        path = Path(name)
+        if not path.is_file():
+            raise WordmillError(f"preferences.paths: {name}: not found")
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if read == config.pairs:
+                    return
+                if line.strip():
+                    read += 1
+                    yield _parse(line, f"{name} line {number}", config.held_out_share)
+
+
+def _parse(line: str, where: str, share: float) -> Pair:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise WordmillError(f"{where}: not valid JSON: {error.msg}") from None
+    parts = []
+    for key in ("prompt", "chosen", "rejected"):
+        if not isinstance(record, dict) or not isinstance(record.get(key), str):
+            raise WordmillError(f"{where}: key {key!r} is missing or not a string")
+        parts.append(record[key])
+    return Pair(*parts, kind="given", split=hashed_split(parts[0], share))

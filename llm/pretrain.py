@@ -1,0 +1,234 @@
+"""Pretraining: one straight loop. Batch, forward, backward, clip, step, log, evaluate, sample, checkpoint.
+
+`pretrain` is a generator: it yields a `Record` whenever there is something to tell, and the caller decides where that
+goes. After a kill it is called again with the same arguments: it first yields the records of the checkpoint it found,
+then goes on, and ends with the very bytes of an uninterrupted run. That holds because a batch is a function of
+(seed, step), the learning rate of the step, the loop draws no random numbers, and the optimizer's state is restored
+bit for bit.
+
+What is logged, beyond loss, learning rate and speed, are the early signs of trouble: the gradient's norm before
+clipping, the parameters' norm, the size of an update relative to the weights (about 1e-3 is healthy), and the entropy
+of the predictions (ln V at the start; near 0 means collapse).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from llm import checkpoint, optim
+from llm.compute import Compute
+from llm.errors import ConfigError
+from llm.model.counts import flops_per_token
+from llm.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Raises ConfigError."""
+
+    steps: int  # optimizer steps
+    batch_size: int  # sequences a step
+    micro_batch_size: int  # sequences at a time; gradients add up to batch_size
+    packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    lr: float  # peak learning rate
+    final_lr_share: float  # of the peak, at the last step
+    warmup_steps: int
+    beta1: float
+    beta2: float
+    weight_decay: float
+    grad_clip: float  # largest gradient norm
+    seed: int  # of the starting weights and of the order of the batches
+    log_every: int  # steps
+    eval_every: int  # steps
+    eval_documents: int  # validation documents scored during training
+    sample_every: int  # steps
+    checkpoint_every: int  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batch_size", "lr", "grad_clip"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(name, f"{getattr(self, name)} is not positive")
+        for name in ("log_every", "eval_every", "eval_documents", "sample_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)} is below 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)} is not in [0, 1)")
+        if self.batch_size % self.micro_batch_size:
+            raise ConfigError("micro_batch_size", f"{self.micro_batch_size} does not divide {self.batch_size}")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
+        if self.weight_decay < 0:
+            raise ConfigError("weight_decay", f"{self.weight_decay} is negative")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ConfigError("warmup_steps", f"{self.warmup_steps} is not between 0 and steps ({self.steps})")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What there is to tell after `step` finished steps."""
+
+    step: int
+    values: dict[str, float] = field(default_factory=dict)  # functions of data and settings: the same on every run
+    machine: dict[str, float] = field(default_factory=dict)  # speeds and memory: different on every run
+    text: str = ""  # a sample
+
+
+class BatchSource(Protocol):
+    """`batch(step)` gives inputs and targets, both (batch_size, T) int64: a function of the step alone."""
+
+    def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def pretrain(
+    model: Transformer,
+    batches: BatchSource,
+    config: PretrainConfig,
+    compute: Compute,
+    evaluate: Callable[[Transformer], dict[str, float]],
+    sample: Callable[[Transformer], str],
+    checkpoints: Path,
+) -> Iterator[Record]:
+    """Train `model` in place, or go on from the newest checkpoint under `checkpoints`.
+
+    `evaluate` and `sample` see the model in the middle of training and must not draw from torch's global generators.
+    """
+    model.to(compute.device).train()
+    betas = (config.beta1, config.beta2)
+    optimizer = optim.adamw(model, config.lr, betas, config.weight_decay)
+    start, records = restore(model, optimizer, checkpoints)
+    yield from records
+    flops_per_step = 0
+    peak = compute.measure_peak()
+    watch = _Stopwatch()
+    for step in range(start, config.steps):
+        done = step + 1
+        logging = done % config.log_every == 0 or done == config.steps or done == 1
+        lr = optim.cosine(step, config.steps, config.warmup_steps, config.lr, config.final_lr_share)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        inputs, targets = (torch.from_numpy(part).to(compute.device) for part in batches.batch(step))
+        loss = torch.zeros((), device=compute.device)
+        for x, y in zip(inputs.split(config.micro_batch_size), targets.split(config.micro_batch_size), strict=True):
+            with compute.autocast():
+                logits = model(x)
+            part = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten()) * (len(x) / config.batch_size)
+            part.backward()
+            loss += part.detach()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        before = [w.detach().clone() for w in model.parameters()] if logging else []
+        optimizer.step()
+        optimizer.zero_grad()
+        flops_per_step = flops_per_token(model.config, model.vocab_size) * inputs.numel()
+
+        if logging:
+            values = {
+                "loss": loss.item(),
+                "lr": lr,
+                "grad_norm": grad_norm.item(),
+                "param_norm": _norm(before),
+                "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)]) / _norm(before),
+                "logit_entropy": _entropy(logits.detach()),
+                "tokens": float(done * inputs.numel()),
+                "flops": float(done * flops_per_step),
+            }
+            rate = watch.lap(done - step if done == 1 else config.log_every)
+            machine = {
+                "tokens_per_second": rate * inputs.numel(),
+                "fraction_of_peak": rate * flops_per_step / peak,
+                "memory_gb": _memory(compute) / 1e9,
+            }
+            records.append(Record(done, values, machine))
+            yield records[-1]
+        if done % config.eval_every == 0 or done == config.steps:
+            with watch.paused():
+                records.append(Record(done, {f"val_{k}": v for k, v in evaluate(model).items()}))
+                yield records[-1]
+        if done % config.sample_every == 0 or done == config.steps:
+            with watch.paused():
+                records.append(Record(done, text=sample(model)))
+                yield records[-1]
+        if done % config.checkpoint_every == 0 and done < config.steps:
+            with watch.paused():
+                state = {"records": [asdict(record) for record in records]}
+                checkpoint.write(checkpoints, done, saved_tensors(model, optimizer), state)
+
+
+def saved_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and optimizer state under flat names, as a checkpoint holds them."""
+    tensors = {f"model.{name}": weight for name, weight in model.named_parameters()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+    return tensors
+
+
+def restore(model: Transformer, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, list[Record]]:
+    """Put the newest checkpoint's state into model and optimizer; its step and records, or 0 and none."""
+    found = checkpoint.latest(folder)
+    if found is None:
+        return 0, []
+    step, tensors, state = found
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(tensors[f"model.{name}"])
+    saved = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            saved["state"].setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict(saved)
+    print(f"resuming after step {step}", flush=True)
+    return step, [Record(**record) for record in state["records"]]
+
+
+class _Stopwatch:
+    """Seconds of training between two logs, pauses taken out."""
+
+    def __init__(self) -> None:
+        self.begun = time.perf_counter()
+
+    def lap(self, steps: int) -> float:
+        """Steps a second since the last lap."""
+        now = time.perf_counter()
+        rate = steps / (now - self.begun)
+        self.begun = now
+        return rate
+
+    def paused(self) -> "_Pause":
+        return _Pause(self)
+
+
+class _Pause:
+    def __init__(self, watch: _Stopwatch) -> None:
+        self.watch = watch
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.watch.begun += time.perf_counter() - self.start
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.detach()) for t in tensors])).item()
+
+
+def _entropy(logits: Tensor) -> float:
+    """Mean entropy of the predictions in nats, over the first sequence of (B, T, V)."""
+    logprobs = logits[0].float().log_softmax(dim=-1)
+    return -(logprobs.exp() * logprobs).sum(dim=-1).mean().item()
+
+
+def _memory(compute: Compute) -> int:
+    if compute.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return psutil.Process().memory_info().rss

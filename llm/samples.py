@@ -1,0 +1,40 @@
+"""Text that the models write, side by side, for people to read."""
+
+from dataclasses import dataclass
+
+from llm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Raises ConfigError."""
+
+    prompts: tuple[str, ...]  # own beginnings; none: the openings of held-out documents
+    count: int  # openings to take where there are no own prompts
+    opening_characters: int  # at most that many of a document, cut at a word
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("count", "opening_characters", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, f"{getattr(self, name)} is below 1")
+        if any(not prompt.strip() for prompt in self.prompts):
+            raise ConfigError("prompts", "one of them is empty; give some text to begin with")
+        if self.temperature < 0:
+            raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")
+        if self.top_k < 0:
+            raise ConfigError("top_k", f"{self.top_k} is negative; 0 keeps all tokens")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError("top_p", f"{self.top_p} is not in (0, 1]")
+
+
+def opening(text: str, characters: int) -> str:
+    """The beginning of `text`, at most so many characters, ending before a space or line end where there is one."""
+    if len(text) <= characters:
+        characters = max(1, len(text) // 2)
+    cut = max(text.rfind(" ", 1, characters + 1), text.rfind("\n", 1, characters + 1))
+    return text[: cut if cut > 0 else characters]

@@ -1,0 +1,52 @@
+"""Stage `dpo`: the base model and preference pairs in, a preference-tuned model out.
+
+Writes models/dpo/ (Hugging Face layout), reports/dpo.json and reports/dpo/curve.csv.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm.tokenizer.tokenizer import Tokenizer
+
+from llm.compute import Compute, ComputeConfig
+from llm.dpo import DPOConfig, Pairs, dpo, encode_pairs
+from llm.model import folder
+from llm.preferences import read_pairs
+from stages.records import summary, tell, write_curve
+from stages.stage import Stage, main
+
+OUT = Path("models/dpo")
+BASE = Path("models/base")
+
+
+@dataclass(frozen=True)
+class Params:
+    dpo: DPOConfig
+    compute: ComputeConfig
+
+
+def run(params: Params, stage: Stage) -> None:
+    config = params.dpo
+    compute = Compute(params.compute)
+    tokenizer = Tokenizer.load(BASE)
+    policy = folder.load(BASE)
+
+    def encoded(split: str) -> Pairs:
+        texts = read_pairs(Path("data/preferences/pairs.parquet"), split)
+        pairs = encode_pairs(tokenizer, texts.prompt, texts.chosen, texts.rejected, policy.config.block_size)
+        print(f"{len(pairs)} {split} pairs, {pairs.cut} of them cut to the context", flush=True)
+        return pairs
+
+    train, held_out = encoded("train"), encoded("test")
+    steps = len(train) // config.batch_size * config.epochs
+    records = []
+    for record in dpo(policy, train, held_out, config, compute, stage.scratch):
+        records.append(record)
+        tell(stage, record, steps)
+    folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)
+    write_curve(records, Path("reports/dpo/curve.csv"))
+    summary(records, Path("reports/dpo.json"), {"train_pairs": len(train), "pairs_cut": train.cut + held_out.cut})
+
+
+if __name__ == "__main__":
+    main("dpo", Params, run)

@@ -1,0 +1,77 @@
+"""Stage `pretrain`: shards and a tokenizer in, a base model out.
+
+Writes models/base/ (Hugging Face layout), reports/pretrain.json (the last figures) and reports/pretrain/curve.csv
+(what was logged on the way, less what depends on the machine's speed, which goes to MLflow only).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm.batches import Batches
+from llm.shards import ShardSet
+from llm.tokenizer.tokenizer import Tokenizer
+
+from llm.compute import Compute, ComputeConfig
+from llm.corpus.documents import sample
+from llm.evaluate import score_documents
+from llm.generate import Sampling, generate
+from llm.model import folder
+from llm.model.config import ModelConfig
+from llm.model.counts import flops_per_token, parameters
+from llm.model.transformer import Transformer
+from llm.pretrain import PretrainConfig, pretrain
+from stages.records import summary, tell, write_curve
+from stages.stage import Stage, main
+
+OUT = Path("models/base")
+TOKENIZER = Path("data/tokenizer")
+
+
+@dataclass(frozen=True)
+class Params:
+    model: ModelConfig
+    pretrain: PretrainConfig
+    compute: ComputeConfig
+
+
+def run(params: Params, stage: Stage) -> None:
+    config = params.pretrain
+    compute = Compute(params.compute)
+    tokenizer = Tokenizer.load(TOKENIZER)
+    shards = ShardSet.open(Path("data/shards/train"), tokenizer.fingerprint)
+    batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)
+    validation = sample(Path("data/corpus/val"), config.eval_documents)
+    model = Transformer(params.model, tokenizer.vocab_size)
+    model.initialise(config.seed)
+    rows = parameters(params.model, tokenizer.vocab_size)
+    print(f"{sum(rows.values()):,} parameters on {compute}: {rows}", flush=True)
+    stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
+    stage.tags({"device": str(compute)})
+
+    def evaluate(model: Transformer) -> dict[str, float]:
+        scores = score_documents(model, tokenizer, validation, compute).summary(seed=0)
+        return {name: scores[name] for name in ("loss", "bits_per_byte")}
+
+    def write(model: Transformer) -> str:
+        room = min(120, params.model.block_size - 1)
+        start = [[tokenizer.end_of_text]]
+        (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
+        return tokenizer.decode(ids)
+
+    records = []
+    for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch):
+        records.append(record)
+        tell(stage, record, config.steps)
+    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
+    write_curve(records, Path("reports/pretrain/curve.csv"))
+    extra = {
+        "parameters": sum(rows.values()),
+        "flops": flops_per_token(params.model, tokenizer.vocab_size) * config.steps * batches.tokens_per_batch,
+        "epochs": config.steps / batches.batches_per_epoch,
+    }
+    summary(records, Path("reports/pretrain.json"), extra)
+    stage.artifact(OUT / "config.json", "model")
+
+
+if __name__ == "__main__":
+    main("pretrain", Params, run)

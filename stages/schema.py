@@ -1,0 +1,54 @@
+"""All sections of params.yaml together, and the checks that span two of them.
+
+A stage checks the sections it reads; this checks a whole file before anything starts (`wordmill check`, `wordmill
+use`, the Prefect flow).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm.corpus.config import CorpusConfig
+from llm.shards import ShardsConfig
+from llm.tokenizer.config import TokenizerConfig
+
+from llm.compute import ComputeConfig
+from llm.dpo import DPOConfig
+from llm.errors import WordmillError
+from llm.evaluate import EvaluateConfig
+from llm.model.config import ModelConfig
+from llm.preferences import PreferencesConfig
+from llm.pretrain import PretrainConfig
+from llm.samples import SamplesConfig
+from stages.params import build, check_sections
+
+
+@dataclass(frozen=True)
+class Schema:
+    corpus: CorpusConfig
+    tokenizer: TokenizerConfig
+    shards: ShardsConfig
+    model: ModelConfig
+    pretrain: PretrainConfig
+    preferences: PreferencesConfig
+    dpo: DPOConfig
+    evaluate: EvaluateConfig
+    samples: SamplesConfig
+    compute: ComputeConfig
+
+
+def check(content: Mapping[str, Any], source: str = "params.yaml") -> Schema:
+    """The whole document, typed. Raises WordmillError with the path of the first mistake."""
+    check_sections(content, source)
+    schema = build(Schema, content, source)
+    if schema.samples.max_new_tokens >= schema.model.block_size:
+        raise WordmillError(
+            f"{source}: samples.max_new_tokens: {schema.samples.max_new_tokens} leaves no room for a prompt in "
+            f"model.block_size {schema.model.block_size}; lower it"
+        )
+    if schema.preferences.source == "stories" and schema.corpus.source != "stories":
+        raise WordmillError(
+            f"{source}: preferences.source: stories are preferences between embedded stories, but corpus.source is "
+            f"{schema.corpus.source}; use corpus or files"
+        )
+    return schema

@@ -91,13 +91,10 @@ class _Corpus:
         self.parts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self.pending: dict[str, list[Row]] = {split: [] for split in SPLITS}
         self.pending_bytes = dict.fromkeys(SPLITS, 0)
+        self.kept = 0  # documents, in all splits
+        self.kept_bytes = 0  # of their text
         self.generation = 0  # of saves
         self.seen: set[bytes] = set()
-
-    @property
-    def kept(self) -> int:
-        """Documents kept so far."""
-        return sum(total["documents"] for total in self.totals.values())
 
     def add(self, document: Document) -> bool:
         """Take one document in; False if a limit was reached before it, and reading is over."""
@@ -112,7 +109,7 @@ class _Corpus:
             self.counts["duplicates"] += 1
             return True
         limit = self.config.max_bytes
-        if limit and sum(total["bytes"] for total in self.totals.values()) + len(normal.text) > limit:
+        if limit and self.kept_bytes + len(normal.text) > limit:
             if not self.seen:
                 raise WordmillError(
                     f"corpus.max_bytes: {limit} is less than the first document ({len(normal.text)} bytes); raise it, "
@@ -133,6 +130,8 @@ class _Corpus:
         self._count(split, row, characters, 1)
 
     def _count(self, split: str, row: Row, characters: int, sign: int) -> None:
+        self.kept += sign
+        self.kept_bytes += sign * len(row.text)
         total = self.totals[split]
         total["documents"] += sign
         total["bytes"] += sign * len(row.text)
@@ -194,6 +193,8 @@ class _Corpus:
     def _load(self, state: dict[str, Any]) -> None:
         self.units, self.counts, self.totals = state["units"], state["counts"], state["totals"]
         self.parts, self.generation = state["parts"], state["generation"]
+        self.kept = sum(total["documents"] for total in self.totals.values())
+        self.kept_bytes = sum(total["bytes"] for total in self.totals.values())
         for split in SPLITS:
             for part in self.parts[split]:
                 path = self._sound(self.folder / split / part["name"], part["sha256"])

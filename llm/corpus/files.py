@@ -28,6 +28,7 @@ from llm.corpus.normalise import Document, decode
 from llm.errors import WordmillError
 
 CHUNK = 1 << 20  # bytes read at a time
+PACKED_CHUNK = 1 << 14  # the same of a .zst file, which may unpack to a thousand times as much
 SNIFF = 1 << 16  # bytes at the start of a text file that must look like text
 UNDECODABLE = 0.1  # share of malformed sequences among the characters of a text file that makes it binary
 MAX_DOCUMENT = 1 << 30  # bytes of one document, or one line of JSON
@@ -224,27 +225,31 @@ def _elements(text: str, path: Path) -> Iterator[Any]:
     def trouble(at: int, problem: str) -> WordmillError:
         return WordmillError(f"{path} line {text.count(chr(10), 0, at) + 1}: not valid JSON: {problem}")
 
-    at = skip(0)
-    is_array = text[at : at + 1] == "["
-    if is_array:
-        at = skip(at + 1)
-    while at < len(text) and not (is_array and text[at] == "]"):
+    def value(at: int) -> tuple[Any, int]:
         try:
-            value, at = decoder.raw_decode(text, at)
+            return decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise trouble(getattr(error, "pos", at), _json_trouble(error)) from None
-        yield value
-        at = skip(at)
-        if not is_array:
-            break
-        if text[at : at + 1] == ",":
-            at = skip(at + 1)
-        elif text[at : at + 1] != "]":
+
+    at = skip(0)
+    if text[at : at + 1] == "[":
+        at = skip(at + 1)
+        more = text[at : at + 1] != "]"
+        while more:
+            element, at = value(at)
+            yield element
+            at = skip(at)
+            more = text[at : at + 1] == ","
+            if more:
+                at = skip(at + 1)
+        if text[at : at + 1] != "]":
             raise trouble(at, "expected a comma or the array's end")
-    if is_array and at >= len(text):
-        raise trouble(at, "the file ends within the array")
-    if skip(at + is_array) < len(text):
-        raise trouble(at, "something follows the end")
+        at += 1
+    elif at < len(text):
+        element, at = value(at)
+        yield element
+    if skip(at) < len(text):
+        raise trouble(skip(at), "something follows the end")
 
 
 def _json_trouble(error: Exception) -> str:
@@ -289,7 +294,7 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = unpacker.decompressobj()
     begun = False
-    while data := file.read(CHUNK >> 6):
+    while data := file.read(PACKED_CHUNK):
         while data:
             if frame.eof:
                 frame = unpacker.decompressobj()

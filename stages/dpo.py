@@ -6,17 +6,16 @@ Writes models/dpo/ (Hugging Face layout), reports/dpo.json and reports/dpo/curve
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.tokenizer.tokenizer import Tokenizer
-
 from llm.compute import Compute, ComputeConfig
 from llm.dpo import DPOConfig, Pairs, dpo, encode_pairs
 from llm.model import folder
 from llm.preferences import read_pairs
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.records import summary, tell, write_curve
 from stages.stage import Stage, main
 
 OUT = Path("models/dpo")
-TOKENIZER = Path("data/tokenizer")
+BASE = Path("models/base")
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.dpo
     compute = Compute(params.compute)
-    tokenizer = Tokenizer.load(TOKENIZER)
-    policy = folder.load(Path("models/base"))
+    tokenizer = Tokenizer.load(BASE)
+    policy = folder.load(BASE)
 
     def encoded(split: str) -> Pairs:
         texts = read_pairs(Path("data/preferences/pairs.parquet"), split)
@@ -43,7 +42,7 @@ def run(params: Params, stage: Stage) -> None:
     for record in dpo(policy, train, held_out, config, compute, stage.scratch):
         records.append(record)
         tell(stage, record, steps)
-    folder.save(policy.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
+    folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)
     write_curve(records, Path("reports/dpo/curve.csv"))
     summary(records, Path("reports/dpo.json"), {"train_pairs": len(train), "pairs_cut": train.cut + held_out.cut})
 

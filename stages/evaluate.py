@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llm.corpus.documents import documents, evenly, manifest
-from llm.corpus.stories import bits, judge, opening
-from llm.tokenizer.tokenizer import Tokenizer
 
 from llm.compute import Compute, ComputeConfig
+from llm.corpus.documents import manifest, sample
+from llm.corpus.stories import bits, judge, opening
 from llm.dpo import encode_pairs
 from llm.evaluate import EvaluateConfig, interval, score_documents, share_interval
 from llm.generate import Sampling, generate
@@ -23,6 +22,7 @@ from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.preferences import read_pairs
 from llm.scoring import score
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
 
@@ -39,10 +39,10 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.evaluate
     compute = Compute(params.compute)
-    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    tokenizer = Tokenizer.load(MODELS["base"])
     models = {name: folder.load(path).to(compute.device).eval() for name, path in MODELS.items()}
     is_stories = manifest(CORPUS)["source"] == "stories"
-    texts = {split: evenly(documents(CORPUS / split), config.documents) for split in ("val", "test")}
+    texts = {split: sample(CORPUS / split, config.documents) for split in ("val", "test")}
 
     results: dict[str, Any] = {}
     for name, model in models.items():

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.batches import Batches
-from llm.corpus.documents import documents, evenly
-from llm.shards import ShardSet
-from llm.tokenizer.tokenizer import Tokenizer
-
 from llm.compute import Compute, ComputeConfig
+from llm.corpus.documents import sample
 from llm.evaluate import score_documents
 from llm.generate import Sampling, generate
 from llm.model import folder
@@ -20,6 +17,8 @@ from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameters
 from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig, pretrain
+from llm.shards import ShardSet
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.records import summary, tell, write_curve
 from stages.stage import Stage, main
 
@@ -40,7 +39,7 @@ def run(params: Params, stage: Stage) -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     shards = ShardSet.open(Path("data/shards/train"), tokenizer.fingerprint)
     batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)
-    validation = evenly(documents(Path("data/corpus/val")), config.eval_documents)
+    validation = sample(Path("data/corpus/val"), config.eval_documents)
     model = Transformer(params.model, tokenizer.vocab_size)
     model.initialise(config.seed)
     rows = parameters(params.model, tokenizer.vocab_size)
@@ -52,14 +51,14 @@ def run(params: Params, stage: Stage) -> None:
         scores = score_documents(model, tokenizer, validation, compute).summary(seed=0)
         return {name: scores[name] for name in ("loss", "bits_per_byte")}
 
-    def sample(model: Transformer) -> str:
+    def write(model: Transformer) -> str:
         room = min(120, params.model.block_size - 1)
         start = [[tokenizer.end_of_text]]
         (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
         return tokenizer.decode(ids)
 
     records = []
-    for record in pretrain(model, batches, config, compute, evaluate, sample, stage.scratch):
+    for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch):
         records.append(record)
         tell(stage, record, config.steps)
     folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)

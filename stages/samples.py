@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from llm.corpus.documents import documents
-from llm.tokenizer.tokenizer import Tokenizer
-
 from llm.compute import Compute, ComputeConfig
+from llm.corpus.documents import documents
 from llm.generate import Sampling, generate
 from llm.model import folder
 from llm.samples import SamplesConfig, opening
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
 
@@ -27,7 +26,7 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.samples
     compute = Compute(params.compute)
-    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    tokenizer = Tokenizer.load(Path("models/base"))
     prompts = list(config.prompts) or [
         opening(text, config.opening_characters) for text in islice(documents(Path("data/corpus/test")), config.count)
     ]

@@ -25,7 +25,7 @@ class ModelConfig:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
         if self.d_model % self.n_head:
             fitting = [n for n in range(1, self.d_model + 1) if self.d_model % (2 * n) == 0]
-            near = sorted(sorted(fitting, key=lambda n: abs(n - self.n_head))[:2])
+            near = [n for n in fitting if n < self.n_head][-1:] + [n for n in fitting if n > self.n_head][:1]
             advice = " or ".join(map(str, near)) if near else "an even d_model"
             raise ConfigError("n_head", f"{self.n_head} does not divide d_model {self.d_model}; use {advice}")
         if self.n_head % self.n_kv_head:

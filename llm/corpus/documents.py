@@ -1,0 +1,145 @@
+"""The corpus on disk: a folder per split with Parquet parts, and a manifest beside them.
+
+    corpus/manifest.json                where it came from, counts, and the SHA-256 of every part
+    corpus/train/part-00000.parquet     columns id, text, source (all strings)
+    corpus/val/…  corpus/test/…
+
+A part holds about `PART_BYTES` of text at most, so that later work can go part by part, in row groups of a few
+megabytes, so that reading needs little memory. The bytes of a part are a function of its rows (and of pyarrow's
+version): no times, no host, no statistics that depend on the writer.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm.errors import WordmillError
+
+PART_BYTES = 64_000_000  # of text in a part; a single document may be longer
+ROW_GROUP_BYTES = 4_000_000  # of text in a row group
+SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
+
+
+class Row(NamedTuple):
+    """One document of a part."""
+
+    id: str  # hex digits of the text's digest
+    text: bytes  # UTF-8
+    source: str
+
+
+def documents(folder: Path, *, verify: bool = False) -> Iterator[str]:
+    """The texts of one split's folder in their fixed order, a row group at a time.
+
+    With `verify`, the parts are first compared with the manifest. Raises WordmillError, before the first text, when
+    the folder is missing, empty, or not what the manifest says.
+    """
+    paths = parts(folder)
+    if verify:
+        check(folder)
+    return (text for path in paths for text in read_column(path, "text"))
+
+
+def sample(folder: Path, count: int) -> list[str]:
+    """`count` documents of one split, evenly spaced over it; all of them for 0 or where there are no more."""
+    total = manifest(folder.parent)["splits"][folder.name]["documents"]
+    wanted = range(total) if not 0 < count < total else (index * total // count for index in range(count))
+    places = set(wanted)
+    return [text for index, text in enumerate(documents(folder)) if index in places]
+
+
+def parts(folder: Path) -> list[Path]:
+    """The Parquet files of one split in order. Raises WordmillError."""
+    if not folder.is_dir():
+        raise WordmillError(f"{folder}: no such folder; the stage `download` makes the corpus")
+    paths = sorted(folder.glob("part-*.parquet"))
+    if not paths:
+        raise WordmillError(f"{folder}: holds no part-*.parquet; run the stage `download` again")
+    return paths
+
+
+def manifest(corpus: Path) -> dict[str, Any]:
+    """The manifest of a corpus folder. Raises WordmillError."""
+    path = corpus / "manifest.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WordmillError(f"{path}: not found; the stage `download` makes the corpus") from None
+    except ValueError:
+        raise WordmillError(f"{path}: not valid JSON; run the stage `download` again") from None
+    return content
+
+
+def check(folder: Path) -> None:
+    """Compare one split's files with the manifest, by SHA-256. Raises WordmillError."""
+    listed = {entry["name"]: entry["sha256"] for entry in manifest(folder.parent)["splits"][folder.name]["parts"]}
+    found = {path.name: sha256(path) for path in parts(folder)}
+    for name in sorted(listed.keys() | found.keys()):
+        if listed.get(name) != found.get(name):
+            trouble = "missing" if name not in found else "not in the manifest" if name not in listed else "changed"
+            raise WordmillError(f"{folder / name}: {trouble}; run the stage `download` again")
+
+
+def read_column(path: Path, column: str) -> Iterator[str]:
+    """One column of a part, a row group at a time. Raises WordmillError."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield from file.read_row_group(group, columns=[column])[column].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise WordmillError(
+            f"{path}: cannot be read as a part of the corpus ({_line(error)}); run the stage `download` again"
+        ) from None
+
+
+def write_part(path: Path, rows: Sequence[Row]) -> str:
+    """Write `rows` as one part, whole or not at all; its SHA-256."""
+    half = path.with_name(path.name + ".half")
+    # Statistics of the text column would put whole documents into the footer.
+    with pq.ParquetWriter(
+        half, SCHEMA, compression="zstd", use_dictionary=["source"], write_statistics=["source"]
+    ) as file:
+        for group in _groups(rows):
+            columns = [
+                pa.array([row.id for row in group], pa.string()),
+                pa.array([row.text for row in group], pa.binary()).cast(pa.string()),
+                pa.array([row.source for row in group], pa.string()),
+            ]
+            file.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+    half.replace(path)
+    return sha256(path)
+
+
+def read_part(path: Path) -> Iterator[Row]:
+    """The rows of a part."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            texts = table["text"].cast(pa.binary()).to_pylist()
+            yield from map(Row, table["id"].to_pylist(), texts, table["source"].to_pylist())
+
+
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    start = size = 0
+    for at, row in enumerate(rows):
+        if size and size + len(row.text) > ROW_GROUP_BYTES:
+            yield rows[start:at]
+            start, size = at, 0
+        size += len(row.text)
+    if rows:
+        yield rows[start:]
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

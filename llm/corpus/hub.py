@@ -1,0 +1,140 @@
+"""Data sets of the Hugging Face hub, streamed file by file by the `datasets` library; nothing is downloaded whole.
+
+The revision is a commit, so the same settings always read the same files, in the same order. A unit is one data file:
+a kill resumes at the file where it came. A folder on this machine in the hub's layout (Parquet, JSON lines … with an
+optional README.md that names subsets) goes the same way.
+
+Before anything else one question is asked of the hub, with a short time limit: does it know this data set and this
+commit? Offline, that gives one clear line within seconds, where the library alone would try for half a minute. Code
+that comes with a data set is never run, and the library's telemetry is off.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llm.corpus.config import CorpusConfig
+from llm.corpus.files import Unit, field_text
+from llm.corpus.normalise import Document
+from llm.errors import WordmillError
+
+PATIENCE = 8.0  # seconds for the hub's first answer
+
+
+class Dataset(NamedTuple):
+    """The data files of one split of a data set, as units."""
+
+    units: list[Unit]
+    licence: str | None
+
+
+def open_dataset(config: CorpusConfig, scratch: Path) -> Dataset:
+    """Find the data files of `config.dataset` at `config.revision`. Raises WordmillError."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    where = f"data set {config.dataset}"
+    if config.dataset_is_local:
+        if not Path(config.dataset).is_dir():
+            raise WordmillError(f"{where}: no such folder")
+        licence = None
+    else:
+        licence = _ask_hub(config, where)
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    place: dict[str, Any] = {
+        "path": config.dataset,
+        "name": config.dataset_config or None,
+        "revision": config.revision or None,
+        "cache_dir": str(scratch / "hub"),
+    }
+    try:
+        builder = datasets.load_dataset_builder(**place)
+        known = builder.config.data_files or {}
+        if config.dataset_split not in known:
+            raise WordmillError(
+                f"{where}: no split {config.dataset_split!r}; it has {', '.join(map(str, known)) or 'none'}"
+            )
+        names = [str(name) for name in known[config.dataset_split]]
+        stream = datasets.load_dataset(**place, split=config.dataset_split, streaming=True)
+    except _troubles() as error:
+        if isinstance(error, WordmillError):
+            raise
+        raise WordmillError(f"{where}: {_line(error)}") from None
+    if stream.num_shards != len(names):
+        raise WordmillError(f"{where}: {len(names)} files read as {stream.num_shards} streams; use another format")
+    units = []
+    for index, name in enumerate(names):
+        source = _short(name, config)
+        version = f"{Path(name).stat().st_size} {Path(name).stat().st_mtime_ns}" if config.dataset_is_local else ""
+        units.append(
+            Unit(
+                f"{source} {config.revision or version}",
+                lambda index=index, source=source: _rows(stream, len(names), index, source, config),  # type: ignore[misc]
+            )
+        )
+    return Dataset(units, licence)
+
+
+def _ask_hub(config: CorpusConfig, where: str) -> str | None:
+    """Does the hub know this commit of the data set? Gives the licence its card states. Raises WordmillError."""
+    from huggingface_hub import HfApi
+    from huggingface_hub import errors as hub_errors
+
+    try:
+        info = HfApi().dataset_info(config.dataset, revision=config.revision, timeout=PATIENCE)
+    except hub_errors.RevisionNotFoundError:
+        raise WordmillError(f"{where}: has no commit {config.revision}; correct corpus.revision") from None
+    except hub_errors.GatedRepoError:
+        raise WordmillError(f"{where}: access is granted on its page; ask there, then `hf auth login`") from None
+    except hub_errors.RepositoryNotFoundError:
+        raise WordmillError(
+            f"{where}: unknown to the hub or private; correct corpus.dataset, or `hf auth login`"
+        ) from None
+    except hub_errors.OfflineModeIsEnabled:
+        raise WordmillError(
+            f"{where}: HF_HUB_OFFLINE is set; unset it, or use corpus.source stories or files"
+        ) from None
+    except _troubles() as error:
+        raise WordmillError(
+            f"{where}: the hub cannot be reached ({_line(error)}); go online, or use corpus.source stories or files"
+        ) from None
+    licence = info.card_data.get("license") if info.card_data else None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+
+
+def _rows(stream: Any, count: int, index: int, source: str, config: CorpusConfig) -> Iterator[Document]:
+    """The documents of one data file."""
+    row = 0
+    try:
+        for values in stream.shard(num_shards=count, index=index):
+            row += 1
+            yield Document(field_text(values, config.text_field, f"{source} row {row}"), source)
+    except _troubles() as error:
+        if isinstance(error, WordmillError):
+            raise
+        raise WordmillError(
+            f"data set {config.dataset}: {source} after row {row}: {_line(error)}; the next run goes on at this file"
+        ) from None
+
+
+def _troubles() -> tuple[type[Exception], ...]:
+    """What the two libraries raise for a data set that cannot be read or a hub that cannot be reached."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    return (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError)
+
+
+def _short(name: str, config: CorpusConfig) -> str:
+    """The file's path inside the data set: no host, no folder of this machine."""
+    if config.dataset_is_local:
+        return Path(name).resolve().relative_to(Path(config.dataset).resolve()).as_posix()
+    return name.partition(f"@{config.revision}/")[2] or name
+
+
+def _line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,184 @@
+"""The report's pictures: drawn by matplotlib from the curves and metrics, the same bytes on every run.
+
+Each chart is a function from figures to a matplotlib figure, in the table `CHARTS` by name. Charts whose figures a
+run does not have (a corpus of unknown entropy, say) leave that part out.
+"""
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BASE, DPO, LIMIT, VALIDATION = "#2f6db3", "#d9772b", "#5f6b76", "#b3362f"
+STYLE = {
+    "svg.hashsalt": "wordmill",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e3e7eb",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+Curve = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the charts are drawn from."""
+
+    pretrain: Curve  # columns of reports/pretrain/curve.csv; nan where a step has no value
+    dpo: Curve
+    evaluate: dict[str, Any]
+
+
+def read_curve(path: Path) -> Curve:
+    """The columns of a curve's CSV as float arrays, nan for empty cells."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
+
+
+def loss_by_tokens(figures: Figures) -> Figure:
+    """Training and validation loss in nats per token against the tokens seen."""
+    figure, (axes,) = _panels(1)
+    _losses(axes, figures.pretrain, _at_every_step(figures.pretrain, "tokens"))
+    axes.set(xlabel="tokens seen", title="Loss against tokens")
+    return figure
+
+
+def loss_by_flops(figures: Figures) -> Figure:
+    """Training and validation loss against the operations spent, both axes logarithmic."""
+    figure, (axes,) = _panels(1)
+    _losses(axes, figures.pretrain, _at_every_step(figures.pretrain, "flops"))
+    axes.set(xlabel="training FLOPs", xscale="log", yscale="log", title="Loss against FLOPs")
+    return figure
+
+
+def bits_per_byte(figures: Figures) -> Figure:
+    """Validation bits per byte on the way, and the source's own entropy where it is known."""
+    figure, (axes,) = _panels(1)
+    curve = figures.pretrain
+    x = _at_every_step(curve, "tokens")
+    _line(axes, x, curve["val_bits_per_byte"], VALIDATION, "validation", marker="o")
+    top = np.nanmax(curve["val_bits_per_byte"])
+    if "source" in figures.evaluate:
+        floor = figures.evaluate["source"]["val"]["bits_per_byte"]
+        axes.axhline(floor, color=LIMIT, linestyle="--", label=f"the source's entropy, {floor:.3f}")
+        axes.set_ylim(floor * 0.9, min(top, 4 * floor) * 1.05)
+    axes.set(xlabel="tokens seen", ylabel="bits per byte", title="Compression of unseen text")
+    axes.legend()
+    return figure
+
+
+def diagnostics(figures: Figures) -> Figure:
+    """The signs of a healthy training."""
+    curve = figures.pretrain
+    figure, panels = _panels(6, columns=3)
+    x = _at_every_step(curve, "tokens")
+    for axes, (name, title, scale) in zip(
+        panels,
+        [
+            ("lr", "learning rate", "linear"),
+            ("grad_norm", "gradient norm before clipping", "log"),
+            ("param_norm", "parameter norm", "linear"),
+            ("update_ratio", "update / parameter norm", "log"),
+            ("logit_entropy", "entropy of predictions, nats", "linear"),
+            ("loss", "training loss, nats per token", "linear"),
+        ],
+        strict=True,
+    ):
+        _line(axes, x, curve[name], BASE)
+        axes.set(title=title, yscale=scale)
+    for axes in panels[3:]:
+        axes.set_xlabel("tokens seen")
+    return figure
+
+
+def dpo_curves(figures: Figures) -> Figure:
+    """Rewards, and how often the chosen answer has the higher one, while DPO trains."""
+    curve = figures.dpo
+    figure, (rewards, accuracy) = _panels(2, columns=2)
+    x = curve["step"]
+    _line(rewards, x, curve["reward_chosen"], BASE, "chosen", alpha=0.35)
+    _line(rewards, x, curve["reward_rejected"], VALIDATION, "rejected", alpha=0.35)
+    _line(rewards, x, curve["held_out_reward_chosen"], BASE, "chosen, held out", marker="o")
+    _line(rewards, x, curve["held_out_reward_rejected"], VALIDATION, "rejected, held out", marker="o")
+    rewards.set(xlabel="step", title="Implicit rewards")
+    rewards.legend()
+    _line(accuracy, x, curve["accuracy"], LIMIT, "training pairs", alpha=0.35)
+    _line(accuracy, x, curve["held_out_accuracy"], DPO, "held-out pairs", marker="o")
+    accuracy.set(xlabel="step", title="Share of pairs whose chosen answer has the higher reward", ylim=(0, 1.02))
+    accuracy.legend()
+    return figure
+
+
+def before_and_after(figures: Figures) -> Figure:
+    """Base and DPO model side by side, with 95 % intervals."""
+    measures = [("preferences", "accuracy", "prefers the chosen answer"), ("stories", "sensible", "sensible stories")]
+    measures = [measure for measure in measures if measure[0] in figures.evaluate["base"]]
+    figure, panels = _panels(len(measures), columns=len(measures))
+    for axes, (group, name, title) in zip(panels, measures, strict=True):
+        for place, (model, colour) in enumerate([("base", BASE), ("dpo", DPO)]):
+            value, low, high = (figures.evaluate[model][group][f"{name}{end}"] for end in ("", "_low", "_high"))
+            axes.bar(place, value, 0.6, color=colour)
+            axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=5)
+            axes.text(place, high + 0.02, f"{value:.1%}", ha="center")
+        axes.set(title=title, ylim=(0, 1.1), xticks=[0, 1], xticklabels=["base", "DPO"])
+        axes.grid(visible=False, axis="x")
+    return figure
+
+
+CHARTS: dict[str, Callable[[Figures], Figure]] = {
+    "loss_by_tokens": loss_by_tokens,
+    "bits_per_byte": bits_per_byte,
+    "loss_by_flops": loss_by_flops,
+    "diagnostics": diagnostics,
+    "dpo": dpo_curves,
+    "before_and_after": before_and_after,
+}
+
+
+def draw(name: str, figures: Figures) -> tuple[bytes, str]:
+    """The chart as PNG and as an SVG element, both without a date."""
+    with matplotlib.rc_context(STYLE):
+        figure = CHARTS[name](figures)
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(png, format="png", dpi=110)
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    text = svg.getvalue()
+    return png.getvalue(), text[text.index("<svg") :]
+
+
+def _panels(count: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    rows = -(-count // columns)
+    figure = Figure(figsize=(7.2 if columns == 1 else 4.4 * columns, 3.6 * rows), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(rows, columns)).flat)
+
+
+def _losses(axes: Axes, curve: Curve, x: np.ndarray) -> None:
+    _line(axes, x, curve["loss"], BASE, "training", alpha=0.7)
+    _line(axes, x, curve["val_loss"], VALIDATION, "validation", marker="o")
+    axes.set(ylabel="nats per token")
+    axes.legend()
+
+
+def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None = None, **style: Any) -> None:
+    known = ~np.isnan(y)
+    axes.plot(x[known], y[known], color=colour, label=label, markersize=3.5, linewidth=1.6, **style)
+
+
+def _at_every_step(curve: Curve, name: str) -> np.ndarray:
+    """A column that grows evenly with the step, also at steps that were not logged."""
+    known = ~np.isnan(curve[name])
+    return curve["step"] * (curve[name][known][-1] / curve["step"][known][-1])

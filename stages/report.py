@@ -1,0 +1,80 @@
+"""Stage `report`: one self-contained page, reports/report.html, and the pictures for `dvc plots` in reports/plots/.
+
+The page says how good the models are and what limits them, shows the curves and the samples, and describes corpus,
+tokenizer and shards. It holds no time, speed or host (those are in MLflow), so a rebuild gives the same bytes.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from stages.charts import CHARTS, Figures, draw, read_curve
+from stages.stage import Stage, main
+
+REPORTS = Path("reports")
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Params:
+    """The report reads no params."""
+
+
+def run(params: Params, stage: Stage) -> None:
+    metrics = {path.stem: read_json(path) for path in sorted(REPORTS.glob("*.json"))}
+    figures = Figures(
+        read_curve(REPORTS / "pretrain" / "curve.csv"), read_curve(REPORTS / "dpo" / "curve.csv"), metrics["evaluate"]
+    )
+    plots = REPORTS / "plots"
+    plots.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for name in CHARTS:
+        png, pictures[name] = draw(name, figures)
+        (plots / f"{name}.png").write_bytes(png)
+        stage.artifact(plots / f"{name}.png", "plots")
+    page = REPORTS / "report.html"
+    page.write_text(render(metrics, pictures), encoding="utf-8")
+    stage.artifact(page)
+    print(f"{page}: open it in a browser", flush=True)
+
+
+def render(metrics: dict[str, Any], pictures: dict[str, str]) -> str:
+    """The page, from the metrics by file name and the pictures (SVG elements) by chart name."""
+    templates = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    templates.filters["figure"] = figure
+    templates.filters["rows"] = rows
+    return templates.get_template("report.html").render(**metrics, pictures=pictures)
+
+
+def figure(value: Any) -> str:
+    """A number for people: thousands apart, four significant digits where it is not whole."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.4g}" if abs(value) >= 1e-3 else f"{value:.3g}"
+
+
+def rows(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested metrics as (dotted name, value) in the order given; lists joined by commas."""
+    flat: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat += rows(value, f"{prefix}{name}.")
+        else:
+            flat.append((prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else value))
+    return flat
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main("report", Params, run)

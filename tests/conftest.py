@@ -1,0 +1,54 @@
+"""What all tests share: where the optional data lies, one thread, a tiny model."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm.compute import Compute, ComputeConfig
+from llm.model.config import ModelConfig
+from llm.model.transformer import Transformer
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real data beside the checkout; the test is skipped on machines without it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs real data in {SHARED_DATA}, which this machine lacks")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def compute() -> Compute:
+    return Compute(ComputeConfig(device="cpu", precision="fp32", threads=1))
+
+
+@pytest.fixture
+def tiny_config() -> ModelConfig:
+    return ModelConfig(
+        n_layer=2,
+        n_head=4,
+        n_kv_head=2,
+        d_model=32,
+        d_ff=48,
+        block_size=32,
+        rope_theta=10_000.0,
+        norm_eps=1e-5,
+        tie_head=True,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: ModelConfig) -> Transformer:
+    """A model whose weights are large enough that its predictions differ from token to token."""
+    model = Transformer(tiny_config, vocab_size=64)
+    model.initialise(seed=5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight *= 8
+    return model.eval()

@@ -1,0 +1,84 @@
+"""Checkpoints are whole or not there: after a kill, after damage, and only the newest are kept."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm import checkpoint
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from llm import checkpoint
+step = 0
+while True:
+    step += 1
+    checkpoint.write(Path(sys.argv[1]), step, {"w": torch.full((300_000,), float(step))}, {"step": step})
+    print(step, flush=True)
+"""
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 4), "b.c": torch.arange(5)}
+    checkpoint.write(tmp_path, 7, tensors, {"records": [0.1 + 0.2]})
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    step, read, state = found
+    assert step == 7
+    assert state == {"records": [0.1 + 0.2]}
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 100, 1000):
+        checkpoint.write(tmp_path, step, {"w": torch.zeros(1)}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-00001000"]
+
+
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_newest_one_falls_back_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
+) -> None:
+    for step in (1, 2):
+        checkpoint.write(tmp_path, step, {"w": torch.full((100,), float(step))}, {})
+    path = tmp_path / "step-00000002" / file
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+    else:
+        path.unlink()
+    found = checkpoint.latest(tmp_path)
+    assert found is not None
+    assert found[0] == 1
+    assert "step-00000002 is damaged" in capsys.readouterr().out
+
+
+def test_none_where_there_is_none(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("delay", [0.013, 0.11, 0.29])
+def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path, delay: float) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert writer.stdout is not None
+    first = int(writer.stdout.readline())
+    time.sleep(delay)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    found = checkpoint.latest(tmp_path)
+    writer.stdout.close()
+    assert found is not None
+    step, tensors, state = found
+    assert step >= first
+    assert state == {"step": step}
+    assert (tensors["w"] == step).all()

@@ -78,7 +78,8 @@ class Progress(Generic[T]):
         rate = (self.done - self._initial) / seconds if seconds > 0 else 0.0
         parts = [_size(self.done, self.unit)]
         if self.total:
-            parts = [f"{_size(self.done, self.unit)} of {_size(self.total, self.unit)}"]
+            done = parts[0] if self.unit == "B" else f"{self.done:,}"
+            parts = [f"{done} of {_size(self.total, self.unit)}"]
         parts.append(f"{_size(rate, self.unit)}/s")
         if self.total and rate and self.done < self.total:
             parts.append(f"{tqdm.format_interval((self.total - self.done) / rate)} left")

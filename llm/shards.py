@@ -43,6 +43,7 @@ HEADER = struct.Struct("<8sIIQQQ32s32s")
 HEADER_BYTES = 256
 DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 INDEX = "index.json"
+CHUNK = 1 << 20  # tokens counted at a time
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,14 @@ class ShardSet:
         if len(pieces) == 1:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.zeros(0, self._parts[0].dtype if self._parts else np.uint16)
+
+    def token_counts(self) -> np.ndarray:
+        """How often each id of the vocabulary occurs, int64. Reads everything."""
+        counts = np.zeros(self.vocab_size, np.int64)
+        for part in self._parts:
+            for start in range(0, len(part), CHUNK):
+                counts += np.bincount(part[start : start + CHUNK], minlength=self.vocab_size)
+        return counts
 
     def document(self, number: int) -> np.ndarray:
         """The tokens of one document with the <|endoftext|> that ends it."""

@@ -1,8 +1,8 @@
 """Documents from local files: .txt, .jsonl, .json and .parquet, each also packed as .gz or .zst.
 
-Order is fixed: `paths` in the order given, each glob's files sorted, each file once. Everything is streamed: plain
-text and JSON lines by chunk, a JSON array element by element, Parquet by row group (a packed Parquet file is first
-unpacked into the scratch folder, since its table of contents stands at its end).
+Order is fixed: `paths` in the order given, each glob's files sorted, each file once. Plain text and
+JSON lines are streamed by chunk, Parquet by batches of rows (a packed Parquet file is first unpacked into the scratch
+folder, since its table of contents stands at its end); the text of a .json file is held whole.
 
 Plain text falls into documents by `split_text`: the whole `file`, each `line`, paragraphs between `blank_lines`, or
 what stands between a `separator`. A binary file is refused: one with NULs before its end, or where more than one
@@ -29,6 +29,7 @@ from llm.errors import WordmillError
 
 CHUNK = 1 << 20  # bytes read at a time
 PACKED_CHUNK = 1 << 14  # the same of a .zst file, which may unpack to a thousand times as much
+PARQUET_ROWS = 256  # rows decoded at a time; other writers' row groups may be as large as the file
 SNIFF = 1 << 16  # bytes at the start of a text file that must look like text
 UNDECODABLE = 0.1  # share of malformed sequences among the characters of a text file that makes it binary
 MAX_DOCUMENT = 1 << 30  # bytes of one document, or one line of JSON
@@ -269,8 +270,8 @@ def _parquet(path: Path, packing: str, source: str, config: CorpusConfig, scratc
             if column not in names:
                 raise WordmillError(f"{path}: no column {field!r} (found: {', '.join(names)}); set corpus.text_field")
             row = 0
-            for group in range(file.num_row_groups):
-                for value in file.read_row_group(group, columns=[column])[column].to_pylist():
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
+                for value in batch[column].to_pylist():
                     row += 1
                     yield Document(field_text({column: value}, field, f"{path} row {row}"), source)
 

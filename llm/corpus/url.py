@@ -167,9 +167,13 @@ def _begin(response: Any, part: Path, have: int) -> int | None:
 def _receive(response: Any, part: Path, total: int | None, bar: Progress) -> None:
     have = _size(part)
     bar.start_at(have, total)
-    with part.open("ab", buffering=0) as file:
+    with part.open("ab") as file:
         while chunk := response.read1(CHUNK):
-            file.write(chunk)
+            try:
+                file.write(chunk)
+                file.flush()  # so that a kill loses nothing that has arrived
+            except OSError as error:
+                raise WordmillError(f"{part}: {error.strerror}; make room, and it goes on from here") from None
             have += len(chunk)
             bar.update(len(chunk))
     if total is not None and have < total:

@@ -18,15 +18,15 @@ def test_a_log_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         bar.note("loss 1.5")
         bar.update()
     first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("pretrain: 1 steps of 4 steps, ")
+    assert first.startswith("pretrain: 1 of 4 steps, ")
     assert first.endswith("left, loss 1.5")
-    assert last.startswith("pretrain: 1 steps of 4 steps, ")
+    assert last.startswith("pretrain: 1 of 4 steps, ")
 
 
 def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress(range(1000), label="count")) == list(range(1000))
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("count: 1,000 steps of 1,000 steps")
+    assert line.startswith("count: 1,000 of 1,000 steps")
 
 
 def test_what_was_done_before_is_not_speed(capsys: pytest.CaptureFixture[str]) -> None:

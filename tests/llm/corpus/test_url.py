@@ -300,3 +300,10 @@ def test_units_are_read_by_the_names_ending(server: Server, tmp_path: Path) -> N
 def test_file_names_are_safe() -> None:
     assert file_name("http://x/a/b%20c.txt.gz?d=e/f.txt") == "b_c.txt.gz"
     assert "/" not in file_name("http://x/%2Fetc%2Fa.txt")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_one_line(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "words.txt.part").symlink_to("/dev/full")
+    with pytest.raises(WordmillError, match=r"words\.txt\.part: No space left on device; make room"):
+        download(server.url, SHA256, tmp_path / "words.txt", wait=_raise)

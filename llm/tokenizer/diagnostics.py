@@ -1,0 +1,45 @@
+"""What a tokenizer is like, and what it makes of a text, in figures that are easy to compare."""
+
+import numpy as np
+
+from llm.tokenizer.tokenizer import Tokenizer
+
+OPENING = 80  # characters
+
+
+def longest_tokens(tokenizer: Tokenizer, count: int) -> list[str]:
+    """The longest ordinary tokens by bytes, longest first, then by id; parts of characters are shown as U+FFFD."""
+    tokens = sorted(tokenizer.definition.tokens, key=len, reverse=True)  # a stable sort: ids stay in order
+    return [token.decode(errors="replace") for token in tokens[:count]]
+
+
+def diagnostics(
+    token_counts: np.ndarray, documents: int, text_bytes: int, characters: int, opening: str
+) -> dict[str, float | str]:
+    """Figures of one split. `token_counts` says how often each id occurs, `opening` is how the split begins.
+
+    Bytes per token leave aside the <|endoftext|> that ends each document; `tokens` counts them.
+    """
+    tokens = int(token_counts.sum())
+    used = int(np.count_nonzero(token_counts))
+    return {
+        "documents": documents,
+        "characters": characters,
+        "bytes": text_bytes,
+        "tokens": tokens,
+        "tokens_per_document": tokens / documents,
+        "bytes_per_token": text_bytes / (tokens - documents),
+        "unique_tokens": used,
+        "vocabulary_used": used / len(token_counts),
+        "first_characters": opening[:OPENING].replace("\n", "⏎"),
+    }
+
+
+def printed(split: str, figures: dict[str, float | str]) -> str:
+    """The same as a paragraph for the log."""
+    return (
+        f"{split}: {figures['documents']:,} documents, {figures['characters']:,} characters, "
+        f"{figures['bytes']:,} bytes, {figures['tokens']:,} tokens, {figures['bytes_per_token']:.3f} bytes per token, "
+        f"{figures['unique_tokens']:,} different tokens used ({figures['vocabulary_used']:.1%} of the vocabulary)\n"
+        f"  begins: {figures['first_characters']}"
+    )

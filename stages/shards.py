@@ -1,0 +1,79 @@
+"""Stage `shards`: the corpus as token ids on disk.
+
+Reads data/corpus/ and data/tokenizer/, writes data/shards/{train,val,test}/: memory-mapped shards, at least one for
+each Parquet part, and index.json. Then opens them as training will, and writes what is in them to reports/shards.json.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm.corpus.documents import manifest, parts, read_column
+from llm.progress import Progress, progress
+from llm.shards import ShardsConfig, ShardSet, write_index, write_shards
+from llm.tokenizer.diagnostics import OPENING, diagnostics, printed
+from llm.tokenizer.tokenizer import Tokenizer
+from stages.metrics import write_json
+from stages.stage import Stage, main
+
+CORPUS = Path("data/corpus")
+OUT = Path("data/shards")
+
+
+@dataclass(frozen=True)
+class Params:
+    """The sections of params.yaml that this stage reads."""
+
+    shards: ShardsConfig
+
+
+class Counted:
+    """Passes texts on, and keeps what the shards do not hold: how many characters there were and how they began."""
+
+    def __init__(self, bar: Progress[Any]) -> None:
+        self.characters = 0
+        self.opening = ""
+        self._bar = bar
+
+    def __call__(self, texts: Iterator[str]) -> Iterator[str]:
+        for text in texts:
+            self.opening = self.opening or text[:OPENING]
+            self.characters += len(text)
+            yield text
+            self._bar.update(len(text.encode()))
+
+
+def run(params: Params, stage: Stage) -> None:
+    """Encode every split and tell what came out."""
+    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    results = {}
+    for split, entry in manifest(CORPUS)["splits"].items():
+        folder = OUT / split
+        infos = []
+        with progress(total=entry["bytes"], unit="B", label=f"shards: {split}") as bar:
+            counted = Counted(bar)
+            for part in parts(CORPUS / split):
+                texts = counted(read_column(part, "text"))
+                infos += write_shards(texts, tokenizer, folder, part.stem, params.shards.tokens_per_shard)
+        write_index(folder, infos, tokenizer)
+        shards = ShardSet.open(folder, tokenizer.fingerprint)
+        results[split] = diagnostics(
+            shards.token_counts(), len(shards.documents), shards.text_bytes, counted.characters, counted.opening
+        )
+        print(printed(split, results[split]), flush=True)
+        stage.dataset(split, source=folder.as_posix(), digest=shards.digest, counts={"tokens": shards.tokens})
+        stage.artifact(folder / "index.json", f"shards/{split}")
+    write_json(results, Path("reports/shards.json"))
+    stage.metrics(
+        {
+            f"{split}_{name}": float(value)
+            for split, figures in results.items()
+            for name, value in figures.items()
+            if not isinstance(value, str)
+        }
+    )
+
+
+if __name__ == "__main__":
+    main("shards", Params, run)

@@ -139,7 +139,9 @@ def main() -> int:
             replace(PIPELINE, new)
         return 0
     lines = differences(text)
-    print("\n".join([*lines, "`python -m pipeline.closure --write` mends dvc.yaml"] if lines else ["dvc.yaml is right"]))
+    print(
+        "\n".join([*lines, "`python -m pipeline.closure --write` mends dvc.yaml"] if lines else ["dvc.yaml is right"])
+    )
     return 1 if lines else 0
 
 

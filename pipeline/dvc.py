@@ -27,6 +27,14 @@ from pathlib import Path
 
 from llm.errors import WordmillError
 
+# What DVC says after each stage about commands to type next.
+HINTS = (
+    "To track the changes with git",
+    "\tgit add",
+    "To enable auto staging",
+    "\tdvc config core.autostage",
+    "Use `dvc push`",
+)
 GRACE = 15.0  # seconds between TERM and KILL: a training writes its checkpoint
 
 
@@ -44,17 +52,24 @@ def graph() -> dict[str, tuple[str, ...]]:
     """Every stage and those whose output it needs, each after these. Raises WordmillError."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
-    from networkx import topological_sort
 
     try:
         with Repo() as repo:
             edges = repo.index.graph  # from a stage to what it needs
-            return {
-                stage.addressing: tuple(sorted(needed.addressing for needed in edges.successors(stage)))
-                for stage in reversed(list(topological_sort(edges)))
-            }
+            needs = {stage.addressing: sorted(other.addressing for other in edges.successors(stage)) for stage in edges}
     except DvcException as error:
         raise WordmillError(f"DVC: {' '.join(str(error).split())}") from None
+    ordered: dict[str, tuple[str, ...]] = {}
+
+    def visit(name: str) -> None:  # DVC has made sure that there is no cycle
+        if name not in ordered:
+            for other in needs[name]:
+                visit(other)
+            ordered[name] = tuple(needs[name])
+
+    for name in needs:
+        visit(name)
+    return ordered
 
 
 def is_unchanged(name: str) -> bool:
@@ -84,7 +99,8 @@ def run(
     with _session(command, environment or {}) as process:
         for line in _lines(process):
             lines.append(line)
-            tell(line)
+            if not line.startswith(HINTS):
+                tell(line)
         status = process.wait()
     if status:
         raise StageFailedError(_last_words(name, lines, status))
@@ -101,7 +117,6 @@ def _session(command: list[str], environment: Mapping[str, str]) -> Iterator[sub
     env = {
         **os.environ,
         "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "DVC_NO_ANALYTICS": "1",
         **environment,
@@ -125,16 +140,14 @@ def _session(command: list[str], environment: Mapping[str, str]) -> Iterator[sub
 def _end(process: subprocess.Popen[str]) -> None:
     """End every process of the session that is left."""
     deadline = time.monotonic() + GRACE
-    signum = signal.SIGTERM
     with contextlib.suppress(ProcessLookupError):  # none is left
-        while True:
-            os.killpg(process.pid, signum)
-            process.poll()  # a dead leader that nobody waited for counts as alive
-            if time.monotonic() > deadline:
-                signum = signal.SIGKILL
-            elif signum == signal.SIGTERM:
-                signum = signal.Signals(0) if False else signal.SIGTERM
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()  # a dead leader that nobody waited for would count as alive
+            os.killpg(process.pid, 0)
             time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

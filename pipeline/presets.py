@@ -36,7 +36,9 @@ def from_preset(name: str, changes: Mapping[str, Any]) -> str:
     if name != DEFAULT:
         own = params.document(PRESETS / f"{name}.yaml")
         flat = {
-            f"{section}.{key}": value for section, content in own.items() for key, value in _keys(section, content, name)
+            f"{section}.{key}": value
+            for section, content in own.items()
+            for key, value in _keys(section, content, name)
         }
         text = changed(text, flat, f"{PRESETS}/{name}.yaml")
         lines = text.splitlines(keepends=True)

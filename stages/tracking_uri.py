@@ -32,6 +32,11 @@ def is_sqlite(uri: str) -> bool:
     return uri.startswith("sqlite")
 
 
+def is_local(uri: str) -> bool:
+    """Whether the store is a database that this machine opens itself, and no server with pages of its own."""
+    return not uri.startswith(("http", "databricks"))
+
+
 def sqlite_path(uri: str) -> Path:
     """The database file of a `sqlite:///…` address."""
     return Path(urlsplit(uri).path.removeprefix("/") or DATABASE)

@@ -1,0 +1,107 @@
+"""`wordmill`: the command-line program.
+
+Statuses: 0; 1 where a stage failed; 2 for a mistake in what was given, told in one line. A traceback is a bug.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm.errors import WordmillError
+
+PARAMS = Path("params.yaml")
+
+app = typer.Typer(
+    help="From raw text to a preference-tuned language model. Run it in the repository root.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one of the params, such as dpo.beta=0.2.")
+]
+
+
+@app.command()
+def use(name: Annotated[str, typer.Argument(help="A file in presets/, without its ending.")], set_: Set = None) -> None:
+    """Write params.yaml from a preset."""
+    from pipeline import presets
+    from pipeline.files import replace
+
+    replace(PARAMS, presets.from_preset(name, presets.parsed(set_ or [])))
+    print(f"params.yaml is now presets/{name}.yaml{' with ' + ', '.join(set_) if set_ else ''}")
+
+
+@app.command("presets")
+def list_presets() -> None:
+    """List the presets."""
+    from pipeline import presets
+
+    found = presets.names()
+    width = max(map(len, found))
+    for name, description in found.items():
+        print(f"{name:{width}}  {description}")
+
+
+@app.command()
+def check() -> None:
+    """Check params.yaml against the schema of every stage."""
+    from pipeline import overrides
+    from stages import params, schema
+
+    overrides.recover_if_idle()
+    schema.check(params.document(PARAMS))
+    print("params.yaml is right")
+
+
+@app.command()
+def run(
+    set_: Set = None,
+    preset: Annotated[str | None, typer.Option(help="Use this preset in the place of params.yaml.")] = None,
+    force: Annotated[bool, typer.Option(help="Run stages that have not changed, too.")] = False,
+) -> None:
+    """Rebuild through Prefect what has changed; changes given here are for this rebuild alone."""
+    from pipeline import overrides, plan, presets
+
+    changes = presets.parsed(set_ or [])
+    overrides.recover_if_idle()
+    plan.text(preset, changes)  # a mistake is told before Prefect starts
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from pipeline.flow import rebuild
+
+    state = rebuild(overrides=changes or None, preset=preset, force=force, return_state=True)
+    print(f"wordmill: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
+    if not state.is_completed():
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="On this machine only.")] = 5000) -> None:
+    """Open MLflow's pages on http://127.0.0.1:5000."""
+    from stages.tracking_uri import is_local, tracking_uri, without_secrets
+
+    uri = tracking_uri()
+    if not is_local(uri):
+        raise WordmillError(f"the runs are on a server: open {without_secrets(uri)}")
+    print(f"http://127.0.0.1:{port}", flush=True)
+    # By default it starts 15 processes for jobs that nobody has asked for.
+    os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
+    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments])
+
+
+def main() -> None:
+    """The program's entry point."""
+    try:
+        app()
+    except WordmillError as error:
+        print(f"wordmill: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -147,7 +147,7 @@ def test_first_all_then_none_then_what_an_override_touches(server: dict[str, str
 
     (state, message), tasks, _ = deployed(server, "rebuild/nightly")
     assert (state, message) == ("Completed", "stages: 4 cached")
-    assert tasks == dict.fromkeys(STAGES, ["Cached", "COMPLETED"])
+    assert tasks == {stage: ["Cached", "COMPLETED"] for stage in STAGES}
     assert ran(folder) == []
 
     (state, _), tasks, _ = deployed(server, "rebuild/manual", overrides={"preferences.pairs": 20, "samples.top_k": 3})

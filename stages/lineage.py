@@ -21,8 +21,10 @@ from typing import Any
 
 import psutil
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 PIPELINE = Path("dvc.yaml")
+PARAMS = Path("params.yaml")
 
 
 @dataclass(frozen=True)
@@ -65,39 +67,48 @@ def declared(path: Path = PIPELINE) -> list[Declared]:
 def key(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The key of a stage with these dotted params and these digests of its dependencies."""
     plain = {name: _plain(value) for name, value in params.items()}
-    content = json.dumps([stage, plain, dict(inputs)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    text = json.dumps([stage, plain, dict(inputs)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def derived(
     stages: list[Declared],
-    document: Mapping[str, Any],
+    content: Mapping[str, Any],
     outputs_of: Callable[[str, str], Mapping[str, str] | None],
 ) -> Iterator[tuple[str, str]]:
     """Name and key of every stage whose inputs are all known, in order.
 
     `outputs_of(name, key)` gives the digests that a finished run of that stage and key recorded, or None; what
-    depends on a stage without one is left out. `document` is the content of params.yaml.
+    depends on a stage without one is left out. `content` is that of params.yaml.
     """
     known: dict[str, str] = {}
     made = {out for stage in stages for out in stage.outs}
     for stage in stages:
         inputs = {dep: known.get(dep) if dep in made else _file_digest(Path(dep)) for dep in stage.deps}
         complete = {dep: digest for dep, digest in inputs.items() if digest is not None}
-        if len(complete) < len(inputs) or any(section not in document for section in stage.sections):
+        if len(complete) < len(inputs) or any(section not in content for section in stage.sections):
             continue
-        stage_key = key(stage.name, flat({section: document[section] for section in stage.sections}), complete)
+        stage_key = key(stage.name, flat({section: content[section] for section in stage.sections}), complete)
         yield stage.name, stage_key
         known |= outputs_of(stage.name, stage_key) or {}
 
 
-def flat(document: Mapping[str, Any]) -> dict[str, Any]:
+def document() -> dict[str, Any]:
+    """params.yaml as it is; empty if it cannot be read. A stage has checked the sections that it reads."""
+    try:
+        content = YAML(typ="safe", pure=True).load(PARAMS)
+    except (OSError, YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def flat(content: Mapping[str, Any]) -> dict[str, Any]:
     """Sections and keys as dotted names: {"pretrain.lr": 0.001, ...}."""
     return {
         f"{section}.{name}": value
-        for section, content in document.items()
-        if isinstance(content, Mapping)
-        for name, value in content.items()
+        for section, keys in content.items()
+        if isinstance(keys, Mapping)
+        for name, value in keys.items()
     }
 
 

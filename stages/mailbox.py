@@ -1,24 +1,33 @@
-"""Delivery in the background, so that a slow or dead tracking store never holds up the work.
+"""Delivery by a process of its own, so that a slow or dead tracking store never holds up the work.
 
-The stage posts events and goes on; one thread delivers them in order and in batches. What the receiver cannot take is
-kept as JSON lines in a file, with one warning, and from then on everything goes there: a store that has failed is not
-asked again in the middle of a training. A receiver that says at the start that it is wrongly set up is the user's
-mistake, and is raised at the next post.
+The stage posts events as lines into a pipe and goes on; the process reads them at once and delivers them in order and
+in batches. (A thread would not do: beside a stage that computes in Python it gets a share of the interpreter so small
+that importing MLflow alone takes ten seconds.) When the stage is killed the pipe closes, and the process still closes
+the run.
+
+What the receiver cannot take is kept as JSON lines in a file, with one warning, and from then on everything goes
+there: a store that has failed is not asked again in the middle of a training. A receiver that says at the start that
+it is wrongly set up is the user's mistake, and is raised at the next post.
 """
 
 import json
+import os
 import queue
+import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from llm.errors import WordmillError
 
 Event = Mapping[str, Any]  # plain data: "kind", "time" (milliseconds since 1970) and what belongs to the kind
+KILLED_PATIENCE = 8.0  # seconds for the last delivery when the stage was killed: others wait for its end
 
 
 class Unavailable(Exception):
@@ -31,115 +40,165 @@ class Receiver(Protocol):
 
 
 class Mailbox:
-    """Events to a receiver that `connect` opens, or to the file `kept`.
+    """The stage's end of the pipe. `module` is run as a program and calls `serve`; `header` is its first event."""
 
-    `interval` is the time between deliveries in seconds: each costs the same whether it holds one event or hundreds.
-    """
-
-    def __init__(self, connect: Callable[[], Receiver], kept: Path, header: Event, interval: float = 3.0) -> None:
-        self._connect = connect
+    def __init__(self, module: str, kept: Path, header: Event) -> None:
         self._kept = kept
-        self._header = header
-        self._interval = interval
-        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._in_hand: list[Event] = []
-        self._lock = threading.Lock()  # guards the file and `_in_hand` when the main thread gives up waiting
         self._refused: WordmillError | None = None
-        self._failed = False
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._thread.start()
+        root = str(Path(__file__).parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(kept)],
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._replies = threading.Thread(target=self._listen, daemon=True)
+        self._replies.start()
+        self._write(header)
 
     def post(self, kind: str, **content: Any) -> None:
         """Hand over one event. Raises WordmillError if the receiver turned out to be wrongly set up."""
         if self._refused:
             raise self._refused
-        self._queue.put({"kind": kind, "time": time.time_ns() // 1_000_000, **content})
+        self._write({"kind": kind, "time": now(), **content})
 
-    def close(self, timeout: float) -> None:
-        """Deliver what is left, for at most `timeout` seconds; what is not delivered then goes to the file."""
-        self._queue.put(None)
-        self._closing.set()
-        self._thread.join(timeout)
-        if self._thread.is_alive():
-            with self._lock:
-                self._fail(f"it did not answer within {timeout:.0f} s")
-                self._keep([*self._in_hand, *self._waiting()])
-                self._in_hand = []
+    def close(self, patience: float, **last: Any) -> None:
+        """Hand over the last event, kind `end`, and wait for at most `patience` seconds until all is delivered."""
+        self._write({"kind": "end", "time": now(), "patience": patience, **last})
+        assert self._process.stdin
+        try:
+            self._process.stdin.close()
+            self._process.wait(patience + 5)
+        except BrokenPipeError:
+            pass
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        if status := self._process.wait():
+            print(f"warning: the tracking process ended with status {status}", file=sys.stderr, flush=True)
+        self._replies.join()
         if self._refused:
             raise self._refused
 
-    def _work(self) -> None:
-        receiver = None
+    def _write(self, event: Event) -> None:
+        assert self._process.stdin
+        line = json.dumps(event, default=str).encode() + b"\n"
         try:
-            receiver = self._connect()
-        except WordmillError as error:
-            self._refused = error
-        except Unavailable as error:
-            self._fail(str(error))
-        except Exception:  # a bug: its traceback is shown, and the stage still ends with its result
-            self._fail(traceback.format_exc())
-        open_ = True
-        while open_:
-            batch = []
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except BrokenPipeError:  # the process was killed: the file takes what it can no longer
+            keep(self._kept, [event])
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout:
+            for line in self._process.stdout:
+                self._refused = WordmillError(line.decode().strip())
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def serve(connect: Callable[[Event], Receiver], interval: float = 3.0) -> None:
+    """The process's end of the pipe: take events from standard input to the receiver that `connect` opens.
+
+    `interval` is the time between deliveries in seconds: each costs the same whether it holds one event or hundreds.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)  # it ends when its stage does, and not before
+    _Delivery(connect, Path(sys.argv[1]), interval).run()
+    sys.stderr.flush()
+    os._exit(0)  # the stage is waiting, and taking down so many modules in order takes a while
+
+
+class _Delivery:
+    def __init__(self, connect: Callable[[Event], Receiver], kept: Path, interval: float) -> None:
+        self._connect = connect
+        self._kept = kept
+        self._interval = interval
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._header: Event = json.loads(sys.stdin.buffer.readline())
+        self._in_hand: list[Event] = [self._header]
+        self._failed = False
+        self._refused = False
+        self._closing = threading.Event()
+        self._done = threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def run(self) -> None:
+        receiver = self._attempt(lambda: self._connect(self._header))
+        going = True
+        while going:
             event = self._queue.get()
-            # An event that closes the mailbox is not made to wait for more.
             self._closing.wait(self._interval)
+            batch = []
             while event is not None:
                 batch.append(event)
                 try:
                     event = self._queue.get_nowait()
                 except queue.Empty:
                     break
-            open_ = event is not None
-            if not self._refused:
-                self._hand_over(receiver, batch)
-
-    def _hand_over(self, receiver: Receiver | None, batch: list[Event]) -> None:
-        with self._lock:
-            self._in_hand = batch
-        try:
+            going = event is not None
             if receiver and not self._failed and batch:
-                receiver.deliver(batch)
-                with self._lock:
-                    self._in_hand = []
-                return
+                self._in_hand = batch
+                self._attempt(partial(receiver.deliver, batch))
+            elif not self._refused:
+                keep(self._kept, batch)
+        self._done.set()
+
+    def _read(self) -> None:
+        """Empty the pipe at all times; at its end, wait for the deliveries for so long as the stage is patient."""
+        last: Event = {}
+        for line in sys.stdin.buffer:
+            last = json.loads(line)
+            self._queue.put(last)
+        if last.get("kind") != "end":
+            last = {"kind": "end", "time": now(), "status": "KILLED", "error": "", "patience": KILLED_PATIENCE}
+            self._queue.put(last)
+        self._queue.put(None)
+        self._closing.set()
+        if not self._done.wait(last["patience"]):
+            waiting: list[Event] = []
+            while not self._queue.empty():
+                if (event := self._queue.get()) is not None:
+                    waiting.append(event)
+            self._fail(f"the store did not answer within {last['patience']:.0f} s")
+            keep(self._kept, waiting)
+            os._exit(0)
+
+    def _attempt(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`, or None when the receiver failed, and then what was in hand is in the file."""
+        try:
+            result = work()
+            self._in_hand = []
+            return result
+        except WordmillError as error:
+            self._refused = True
+            print(error, flush=True)  # to the stage, which raises it
         except Unavailable as error:
             self._fail(str(error))
-        except Exception:
+        except Exception:  # a bug: its traceback is shown, and the stage still ends with its result
             self._fail(traceback.format_exc())
-        with self._lock:
-            self._keep(self._in_hand)
-            self._in_hand = []
+        return None
 
     def _fail(self, reason: str) -> None:
         if not self._failed:
             self._failed = True
-            print(
-                f"warning: tracking is off for the rest of this stage: {reason}\n"
-                f"warning: its metrics are kept in {self._kept}",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = f"warning: tracking is off for the rest of this stage: {reason}\n"
+            text += f"warning: its metrics are kept in {self._kept}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+        header = [] if self._kept.exists() else [self._header]
+        keep(self._kept, [*header, *(event for event in self._in_hand if event is not self._header)])
+        self._in_hand = []
 
-    def _keep(self, events: Sequence[Event]) -> None:
-        if not events:
-            return
-        try:
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            new = not self._kept.exists()
-            with self._kept.open("a", encoding="utf-8") as file:
-                for event in [self._header, *events] if new else events:
-                    file.write(json.dumps(event, default=str) + "\n")
-        except OSError as error:
-            print(f"warning: {self._kept}: {error.strerror}; {len(events)} events are lost", file=sys.stderr)
 
-    def _waiting(self) -> list[Event]:
-        found: list[Event] = []
-        while True:
-            try:
-                event = self._queue.get_nowait()
-            except queue.Empty:
-                return found
-            if event is not None:
-                found.append(event)
+def keep(path: Path, events: Sequence[Event]) -> None:
+    """Append events to a file, a line of JSON each."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(event, default=str) + "\n" for event in events)
+    except OSError as error:
+        print(f"warning: {path}: {error.strerror}; {len(events)} events are lost", file=sys.stderr, flush=True)

@@ -9,8 +9,9 @@ One parent run per rebuild, one child run per stage that really ran:
   metrics of all linked runs are copied to it as `<stage>/<metric>`, so one row of MLflow's table is one rebuild.
   It is RUNNING while a stage runs, FAILED after a failed stage, FINISHED otherwise.
 
-Everything goes through a background thread (`stages.mailbox`), MLflow's import of over a second included. By default
-runs are in `mlflow.db` and their files in `mlartifacts/`; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME are honoured.
+Everything goes through a process beside the stage (`stages.mailbox`, and this module run as a program), MLflow's import
+of over a second included. By default runs are in `mlflow.db` and their files in `mlartifacts/`; MLFLOW_TRACKING_URI and
+MLFLOW_EXPERIMENT_NAME are honoured.
 """
 
 import contextlib
@@ -30,19 +31,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from llm.errors import WordmillError
 from stages import lineage, provenance
-from stages.mailbox import Event, Mailbox, Unavailable
-from stages.tracking_uri import is_sqlite, sqlite_path, tracking_uri, without_secrets
+from stages.mailbox import KILLED_PATIENCE, Event, Mailbox, Unavailable, now, serve
+from stages.tracking_uri import is_sqlite, reachable, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "wordmill"
-PARAMS = Path("params.yaml")
 UNDELIVERED = Path("runs/undelivered")
 LOCK = Path("runs/tracking.lock")
 LONGEST_PARAM = 6000  # characters; MLflow's own limits
@@ -66,12 +64,14 @@ class Tracker:
             "inputs": dict(inputs),
             "fingerprint": key,
             "rebuild": lineage.rebuild(),
+            "pid": str(os.getpid()),
+            "started": lineage.started(os.getpid()),
         }
 
     def __enter__(self) -> "Tracker":
-        uri = tracking_uri()
-        kept = UNDELIVERED / f"{self._stage}-{os.getpid()}-{lineage.started(os.getpid())}.jsonl"
-        self._mailbox = Mailbox(lambda: _StageRun(uri, self._start), kept, self._start)
+        start = {**self._start, "uri": tracking_uri(), "time": now()}
+        kept = UNDELIVERED / f"{self._stage}-{self._start['pid']}-{self._start['started']}.jsonl"
+        self._mailbox = Mailbox("stages.tracking", kept, start)
         return self
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
@@ -110,10 +110,8 @@ class Tracker:
         handler = signal.signal(signal.SIGTERM, signal.SIG_IGN) if in_main else None
         try:
             message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
-            with contextlib.suppress(WordmillError):  # close() raises it
-                self._mailbox.post("end", status=status, error=message)
             try:
-                self._mailbox.close(timeout=8 if status == "KILLED" else 60)
+                self._mailbox.close(KILLED_PATIENCE if status == "KILLED" else 60, status=status, error=message)
             except WordmillError as refused:
                 if error is None:
                     raise
@@ -123,10 +121,10 @@ class Tracker:
                 signal.signal(signal.SIGTERM, handler)
 
 
-class _StageRun:
-    """A stage's run in the store; it lives in the tracking thread. Its constructor makes it, `deliver` fills it."""
+class StageRun:
+    """A stage's run in the store; it lives in the process beside it. Its constructor makes it, `deliver` fills it."""
 
-    def __init__(self, uri: str, start: Event) -> None:
+    def __init__(self, start: Event) -> None:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
@@ -134,12 +132,12 @@ class _StageRun:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
-        self._uri = uri
+        self._uri: str = start["uri"]
+        self._start = start
         self._stage: str = start["stage"]
-        self._rebuild: str = start["rebuild"]
         self._makers: dict[str, Run] = {}  # finished runs by stage key
-        with _reachable(uri, starting=True), _locked():
-            self._client = MlflowClient(tracking_uri=uri)
+        with reachable(self._uri, starting=True), _locked():
+            self._client = MlflowClient(tracking_uri=self._uri)
             self._experiment = self._find_experiment()
             self._bury(self._search(f"attributes.status = 'RUNNING' and tags.`wordmill.host` = '{lineage.host()}'"))
             self._parent = self._find_parent()
@@ -166,7 +164,7 @@ class _StageRun:
     def deliver(self, events: Sequence[Event]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
-        with _reachable(self._uri):
+        with reachable(self._uri):
             metrics = [
                 Metric(_safe(name), value, event["time"], event["step"])
                 for event in events
@@ -225,32 +223,34 @@ class _StageRun:
         return str(found.experiment_id)
 
     def _find_parent(self) -> str:
-        mine = self._search(f"tags.`wordmill.kind` = 'rebuild' and tags.`wordmill.rebuild` = '{self._rebuild}'")
+        mine = self._search(
+            f"tags.`wordmill.kind` = 'rebuild' and tags.`wordmill.rebuild` = '{self._start['rebuild']}'"
+        )
         if mine:
             return str(mine[0].info.run_id)
         name = f"rebuild {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         parent = self._new_run(name, {"mlflow.source.name": "dvc.yaml", "wordmill.kind": "rebuild"})
-        self._log_params(parent, lineage.flat(_document()))
-        for path in (PARAMS, lineage.PIPELINE):
+        self._log_params(parent, lineage.flat(lineage.document()))
+        for path in (lineage.PARAMS, lineage.PIPELINE):
             if path.exists():
                 self._client.log_artifact(parent, str(path))
         self._log_patch(parent)
         return parent
 
     def _new_run(self, name: str, tags: Mapping[str, str]) -> str:
-        pid = os.getpid()
         own = {
-            "wordmill.rebuild": self._rebuild,
+            "wordmill.rebuild": self._start["rebuild"],
             "wordmill.host": lineage.host(),
-            "wordmill.pid": str(pid),
-            "wordmill.started": lineage.started(pid),
+            "wordmill.pid": self._start["pid"],
+            "wordmill.started": self._start["started"],
             "mlflow.source.type": "LOCAL",
         }
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
             own["mlflow.user"] = getpass.getuser()
         if commit := provenance.commit():
             own["mlflow.source.git.commit"] = commit
-        return str(self._client.create_run(self._experiment, run_name=name, tags={**own, **tags}).info.run_id)
+        run = self._client.create_run(self._experiment, self._start["time"], {**own, **tags}, name)
+        return str(run.info.run_id)
 
     def _update_parent(self) -> None:
         """Set the parent's status, links and metrics from its children and from the runs that made the rest."""
@@ -292,7 +292,7 @@ class _StageRun:
             outputs: Mapping[str, str] = json.loads(self._makers[key].data.tags.get("wordmill.outputs", "{}"))
             return outputs
 
-        found = list(lineage.derived(lineage.declared(), _document(), outputs_of))
+        found = list(lineage.derived(lineage.declared(), lineage.document(), outputs_of))
         return ((name, self._makers[key]) for name, key in found if key in self._makers)
 
     def _note(self, linked: Mapping[str, "Run"], children: Mapping[str, "Run"]) -> str:
@@ -368,15 +368,6 @@ class _StageRun:
             self._client.log_batch(run_id, tags=entries[first : first + 100])
 
 
-def _document() -> dict[str, Any]:
-    """params.yaml as it is; the stage has already checked the sections that it reads."""
-    try:
-        content = YAML(typ="safe", pure=True).load(PARAMS)
-    except (OSError, YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _safe(name: str) -> str:
     """A name that MLflow takes."""
     return re.sub(r"[^\w\-. :/]", "_", name)
@@ -393,20 +384,5 @@ def _locked() -> Iterator[None]:
         raise Unavailable(f"{LOCK} is held by another stage for over 30 s") from None
 
 
-@contextlib.contextmanager
-def _reachable(uri: str, starting: bool = False) -> Iterator[None]:
-    """Tell a store that is down (Unavailable) from one that is wrongly set up (WordmillError, at the start only)."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        line = " ".join(str(error).split())[:300].replace(uri, without_secrets(uri))
-        if is_sqlite(uri):
-            wrong = "locked" not in line and "full" not in line
-        else:
-            wrong = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403, 404)
-        if starting and wrong:
-            raise WordmillError(f"MLFLOW_TRACKING_URI: {without_secrets(uri)}: {line}") from None
-        raise Unavailable(f"{without_secrets(uri)}: {line}") from None
+if __name__ == "__main__":
+    serve(StageRun)

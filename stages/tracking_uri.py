@@ -1,10 +1,17 @@
-"""Where MLflow's runs are kept: MLFLOW_TRACKING_URI, or a database in the working directory."""
+"""Where MLflow's runs are kept, and what is wrong with that place when it fails.
+
+The place is MLFLOW_TRACKING_URI, or a database in the working directory. A place that is wrongly set up is the user's
+mistake; one that is down is not.
+"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from llm.errors import WordmillError
+from stages.mailbox import Unavailable
 
 DATABASE = Path("mlflow.db")
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
@@ -44,7 +51,28 @@ def sqlite_path(uri: str) -> Path:
 
 def without_secrets(uri: str) -> str:
     """The address as it may appear in a log: no password, no query."""
+    if is_sqlite(uri):
+        return uri
     parts = urlsplit(uri)
     place = parts.netloc.rpartition("@")[2]
     user = f"{parts.username}@" if parts.username else ""
     return parts._replace(netloc=user + place, query="").geturl()
+
+
+@contextmanager
+def reachable(uri: str, starting: bool = False) -> Iterator[None]:
+    """Tell a store that is down (Unavailable) from one that is wrongly set up (WordmillError, at the start only)."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        line = " ".join(str(error).split())[:300].replace(uri, without_secrets(uri))
+        if is_sqlite(uri):
+            wrong = "locked" not in line and "full" not in line
+        else:
+            wrong = isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403, 404)
+        if starting and wrong:
+            raise WordmillError(f"MLFLOW_TRACKING_URI: {without_secrets(uri)}: {line}") from None
+        raise Unavailable(f"{without_secrets(uri)}: {line}") from None

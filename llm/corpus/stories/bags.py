@@ -82,10 +82,10 @@ class Bag:
             if twice:
                 raise ValueError(f"bag {self.name}: twice in it: {twice}")
         for longer in self.forms:
-            words = longer.split(" ")
-            for n in range(1, len(words)):
-                if " ".join(words[:n]) in self.index:
-                    raise ValueError(f"bag {self.name}: {' '.join(words[:n])!r} is the beginning of {longer!r}")
+            blanks = [at for at, letter in enumerate(longer) if letter == " "]
+            for at in blanks:
+                if longer[:at] in self.index:
+                    raise ValueError(f"bag {self.name}: {longer[:at]!r} is the beginning of {longer!r}")
 
     def __len__(self) -> int:
         return len(self.values)

@@ -2,7 +2,8 @@
 
 A template is English with a few marks:
 
-    {adv}               a word of the bag `adv`, free; {a:tree} with its article, {s:tree} in the plural
+    {adv}               a word of the bag `adv`, free; {a:tree} with its article, {s:tree} in the plural,
+                        {C:furry} with a capital letter
     {toy=wish}          a word of the bag `toy` that becomes the thing in the role `wish`; {a:toy=wish} likewise
     {@wish}             the thing in the role `wish`, to be remembered; {a:@wish}, {s:@beast}
     {name=A}            a person enters; capitalised roles are persons

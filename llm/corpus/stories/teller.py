@@ -1,10 +1,10 @@
 """Who tells the story: one program, told in several ways.
 
-The program (`program.py`, `plots.py`) walks through a story and asks its teller at every step: `say` fixed words, `pick` a word of
-a bag, `choose` one of the words that are true here, take a `fork`. A `Writer` decides by random numbers and writes; a
-`Reader` finds every decision again in a given text; a `Reteller` repeats recorded decisions. As the words of a decision
-stand in the text right where it is taken, and no two of them can stand at the same place, a text has at most one
-reading, found without ever going back, and its probability is the product over the decisions.
+The program (`plots.py`, compiled by `compiler.py`) walks through a story and asks its teller at every step: `say` fixed
+words, `pick` a word of a bag, `choose` one of the words that are true here, take a `fork`. A `Writer` decides by random
+numbers and writes; a `Reader` finds every decision again in a given text; a `Reteller` repeats recorded decisions. As
+the words of a decision stand in the text right where it is taken, and no two of them can stand at the same place, a
+text has at most one reading, found without ever going back, and its probability is the product over the decisions.
 """
 
 import math

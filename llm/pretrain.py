@@ -21,11 +21,11 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llm import checkpoint, optim
 from llm.compute import Compute
 from llm.errors import ConfigError
+from llm.loss import next_token_loss
 from llm.model.counts import flops_per_token
 from llm.model.transformer import Transformer
 
@@ -120,8 +120,8 @@ def pretrain(
         loss = torch.zeros((), device=compute.device)
         for x, y in zip(inputs.split(config.micro_batch_size), targets.split(config.micro_batch_size), strict=True):
             with compute.autocast():
-                logits = model(x)
-            part = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten()) * (len(x) / config.batch_size)
+                states = model.hidden(x)
+                part = next_token_loss(states, model.head.weight, y) * (len(x) / config.batch_size)
             part.backward()
             loss += part.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -137,7 +137,7 @@ def pretrain(
                 "grad_norm": grad_norm.item(),
                 "param_norm": _norm(before),
                 "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)]) / _norm(before),
-                "logit_entropy": _entropy(logits.detach()),
+                "logit_entropy": _entropy(model, states[0]),
                 "tokens": float(done * inputs.numel()),
                 "flops": float(done * flops_per_step),
             }
@@ -222,9 +222,10 @@ def _norm(tensors: list[Tensor]) -> float:
     return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.detach()) for t in tensors])).item()
 
 
-def _entropy(logits: Tensor) -> float:
-    """Mean entropy of the predictions in nats, over the first sequence of (B, T, V)."""
-    logprobs = logits[0].float().log_softmax(dim=-1)
+@torch.no_grad()
+def _entropy(model: Transformer, states: Tensor) -> float:
+    """Mean entropy in nats of the predictions from the states (T, D) of one sequence."""
+    logprobs = model.head(states.float()).log_softmax(dim=-1)
     return -(logprobs.exp() * logprobs).sum(dim=-1).mean().item()
 
 

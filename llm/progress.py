@@ -13,7 +13,8 @@ at the end; the bar itself is tqdm's.
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
+from operator import length_hint
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -49,12 +50,14 @@ class Progress(Generic[T]):
         elif time.monotonic() - self._said >= LOG_SECONDS:
             self._line()
 
-    def start_at(self, done: int) -> None:
-        """What an earlier run has done already: part of the total, not of the speed."""
+    def start_at(self, done: int, total: int | None = None) -> None:
+        """What was done before this run: part of the total (given anew if it is known only now), not of the speed."""
+        self.total = total or self.total
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.initial = done
         self.update(done - self.done)
         self._initial = done
-        if self._bar is not None:
-            self._bar.initial = done
 
     def note(self, text: str) -> None:
         """Show `text` beside the figures, such as the loss or the file at hand."""
@@ -75,7 +78,8 @@ class Progress(Generic[T]):
         rate = (self.done - self._initial) / seconds if seconds > 0 else 0.0
         parts = [_size(self.done, self.unit)]
         if self.total:
-            parts = [f"{_size(self.done, self.unit)} of {_size(self.total, self.unit)}"]
+            done = parts[0] if self.unit == "B" else f"{self.done:,}"
+            parts = [f"{done} of {_size(self.total, self.unit)}"]
         parts.append(f"{_size(rate, self.unit)}/s")
         if self.total and rate and self.done < self.total:
             parts.append(f"{tqdm.format_interval((self.total - self.done) / rate)} left")
@@ -99,17 +103,15 @@ class Progress(Generic[T]):
 
 
 @overload
-def progress(
-    items: None = None, *, total: int | None = None, unit: str = "steps", label: str = ""
-) -> Progress[None]: ...
+def progress(items: None = None, *, total: int | None = ..., unit: str = ..., label: str = ...) -> Progress[None]: ...
 @overload
-def progress(items: Iterable[T], *, total: int | None = None, unit: str = "steps", label: str = "") -> Progress[T]: ...
+def progress(items: Iterable[T], *, total: int | None = ..., unit: str = ..., label: str = ...) -> Progress[T]: ...
 def progress(
     items: Iterable[Any] | None = None, *, total: int | None = None, unit: str = "steps", label: str = ""
 ) -> Progress[Any]:
     """A `Progress` over `items`, or to be updated by hand. `unit` "B" is shown as kB, MB, GB."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
+    if total is None:
+        total = length_hint(items) or None
     return Progress(items, total, unit, label)
 
 

@@ -6,12 +6,11 @@ Writes models/dpo/ (Hugging Face layout), reports/dpo.json and reports/dpo/curve
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.tokenizer.tokenizer import Tokenizer
-
 from llm.compute import Compute, ComputeConfig
 from llm.dpo import DPOConfig, Pairs, dpo, encode_pairs
 from llm.model import folder
 from llm.preferences import read_pairs
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.records import summary, tell, write_curve
 from stages.stage import Stage, main
 

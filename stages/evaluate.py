@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llm.corpus.stories import bits, judge, opening
-from llm.tokenizer.tokenizer import Tokenizer
 
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import manifest, sample
+from llm.corpus.stories import bits, judge
 from llm.dpo import encode_pairs
 from llm.evaluate import EvaluateConfig, interval, score_documents, share_interval
 from llm.generate import Sampling, generate
@@ -23,6 +22,7 @@ from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.preferences import read_pairs
 from llm.scoring import score
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
 
@@ -82,7 +82,7 @@ def stories(
     model: Transformer, tokenizer: Tokenizer, texts: list[str], config: EvaluateConfig, compute: Compute
 ) -> dict[str, Any]:
     """The judge's verdicts on stories that the model finishes, begun by the openings of held-out ones."""
-    begun = [opening(text) for text in texts[: config.stories]]
+    begun = [text[: text.index(".") + 1] for text in texts[: config.stories]]  # first sentences
     prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in begun]
     sampling = Sampling(temperature=config.temperature)
     room = model.config.block_size

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.corpus.documents import documents
-
 from llm.preferences import Pair, PreferencesConfig, cleaned, pairs, write_pairs
 from stages.metrics import write_json
 from stages.stage import Stage, main

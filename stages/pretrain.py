@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.batches import Batches
-from llm.shards import ShardSet
-from llm.tokenizer.tokenizer import Tokenizer
-
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import sample
 from llm.evaluate import score_documents
@@ -20,6 +17,8 @@ from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameters
 from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig, pretrain
+from llm.shards import ShardSet
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.records import summary, tell, write_curve
 from stages.stage import Stage, main
 

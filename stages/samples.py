@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from llm.corpus.documents import documents
-from llm.tokenizer.tokenizer import Tokenizer
-
 from llm.compute import Compute, ComputeConfig
+from llm.corpus.documents import documents
 from llm.generate import Sampling, generate
 from llm.model import folder
 from llm.samples import SamplesConfig, opening
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
 

@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm.corpus.config import CorpusConfig
-from llm.shards import ShardsConfig
-from llm.tokenizer.config import TokenizerConfig
-
 from llm.compute import ComputeConfig
+from llm.corpus.config import CorpusConfig
 from llm.dpo import DPOConfig
 from llm.errors import WordmillError
 from llm.evaluate import EvaluateConfig
@@ -20,6 +17,8 @@ from llm.model.config import ModelConfig
 from llm.preferences import PreferencesConfig
 from llm.pretrain import PretrainConfig
 from llm.samples import SamplesConfig
+from llm.shards import ShardsConfig
+from llm.tokenizer.config import TokenizerConfig
 from stages.params import build, check_sections
 
 

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from llm.corpus import documents as store
 from llm.corpus import normalise
 from llm.corpus.config import CorpusConfig
 from llm.corpus.documents import Row
+from llm.corpus.files import source_name
 from llm.corpus.normalise import SPLITS, Document
 from llm.corpus.sources import SOURCES, Source
 from llm.errors import WordmillError
@@ -41,6 +41,7 @@ SETTINGS = {  # what of the configuration matters to each source, for the manife
     "url": ("urls", "sha256", "text_field", "split_text", "separator", "documents", "max_bytes"),
     "hub": ("dataset", "dataset_config", "dataset_split", "text_field", "documents", "max_bytes"),
 }
+SPLIT_SETTINGS = ("val_share", "test_share")
 
 
 def build(config: CorpusConfig, folder: Path, scratch: Path, save_seconds: float = SAVE_SECONDS) -> dict[str, Any]:
@@ -90,13 +91,10 @@ class _Corpus:
         self.parts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self.pending: dict[str, list[Row]] = {split: [] for split in SPLITS}
         self.pending_bytes = dict.fromkeys(SPLITS, 0)
+        self.kept = 0  # documents, in all splits
+        self.kept_bytes = 0  # of their text
         self.generation = 0  # of saves
         self.seen: set[bytes] = set()
-
-    @property
-    def kept(self) -> int:
-        """Documents kept so far."""
-        return sum(total["documents"] for total in self.totals.values())
 
     def add(self, document: Document) -> bool:
         """Take one document in; False if a limit was reached before it, and reading is over."""
@@ -111,7 +109,7 @@ class _Corpus:
             self.counts["duplicates"] += 1
             return True
         limit = self.config.max_bytes
-        if limit and sum(total["bytes"] for total in self.totals.values()) + len(normal.text) > limit:
+        if limit and self.kept_bytes + len(normal.text) > limit:
             if not self.seen:
                 raise WordmillError(
                     f"corpus.max_bytes: {limit} is less than the first document ({len(normal.text)} bytes); raise it, "
@@ -132,6 +130,8 @@ class _Corpus:
         self._count(split, row, characters, 1)
 
     def _count(self, split: str, row: Row, characters: int, sign: int) -> None:
+        self.kept += sign
+        self.kept_bytes += sign * len(row.text)
         total = self.totals[split]
         total["documents"] += sign
         total["bytes"] += sign * len(row.text)
@@ -193,6 +193,8 @@ class _Corpus:
     def _load(self, state: dict[str, Any]) -> None:
         self.units, self.counts, self.totals = state["units"], state["counts"], state["totals"]
         self.parts, self.generation = state["parts"], state["generation"]
+        self.kept = sum(total["documents"] for total in self.totals.values())
+        self.kept_bytes = sum(total["bytes"] for total in self.totals.values())
         for split in SPLITS:
             for part in self.parts[split]:
                 path = self._sound(self.folder / split / part["name"], part["sha256"])
@@ -250,7 +252,7 @@ class _Corpus:
     def _take_smallest(self, split: str) -> Row:
         """Remove the row with the smallest id from a split, from a finished part too."""
         files = [self.folder / split / part["name"] for part in self.parts[split]]
-        ids = [min(store.read_column(path, "id")) for path in files]
+        ids = [min(store.read_column(path, "id"), default="~") for path in files]  # "~" is after all hex digits
         ids += [min(row.id for row in self.pending[split])] if self.pending[split] else []
         place = ids.index(min(ids))
         rows = list(store.read_part(files[place])) if place < len(files) else self.pending[split]
@@ -265,7 +267,11 @@ class _Corpus:
 
     def manifest(self, source: Source) -> dict[str, Any]:
         """What is known of the corpus: no times, no hosts, no folders of this machine."""
-        config = asdict(self.config)
+        settings = {name: getattr(self.config, name) for name in (*SETTINGS[self.config.source], *SPLIT_SETTINGS)}
+        if "paths" in settings:
+            settings["paths"] = [source_name(Path(path)) for path in settings["paths"]]
+        if "dataset" in settings:
+            settings["dataset"] = source_name(Path(settings["dataset"]))
         whole = hashlib.sha256()
         for split in SPLITS:
             whole.update(f"{split}\n".encode())
@@ -275,15 +281,12 @@ class _Corpus:
         return {
             "format": 1,
             "source": self.config.source,
-            "settings": {name: config[name] for name in SETTINGS[self.config.source]},
+            "settings": settings,
             "revision": source.revision,
             "licence": source.licence,
             "digest": whole.hexdigest()[:16],
             "split_by": self.split_by,
-            **{
-                name: sum(total[name] for total in self.totals.values())
-                for name in ("documents", "bytes", "characters")
-            },
+            **{name: sum(total[name] for total in self.totals.values()) for name in self.totals["train"]},
             **self.counts,
             "splits": {split: {**self.totals[split], "parts": self.parts[split]} for split in SPLITS},
         }
@@ -298,9 +301,17 @@ def _publish(corpus: _Corpus, manifest: dict[str, Any], folder: Path) -> None:
         for old in (half, folder / split):
             shutil.rmtree(old, ignore_errors=True)
         half.mkdir()
-        for path in store.parts(corpus.folder / split):
-            os.link(path, half / path.name)
+        for part in corpus.parts[split]:
+            _link(corpus.folder / split / part["name"], half / part["name"])
         half.replace(folder / split)
     half = folder / "manifest.json.half"
     half.write_text(json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     half.replace(folder / "manifest.json")
+
+
+def _link(path: Path, new: Path) -> None:
+    """The same file under a second name, so that a kill between two splits costs nothing."""
+    try:
+        os.link(path, new)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, new)

@@ -65,7 +65,13 @@ class CorpusConfig:
         if not self.urls:
             raise ConfigError("urls", "empty; name what to download")
         for url in self.urls:
-            parts = urlsplit(url)
+            if not url.isascii() or re.search(r"\s", url):
+                raise ConfigError("urls", f"{url!r} holds spaces or letters beyond ASCII; write them as %20 and so on")
+            try:
+                parts = urlsplit(url)
+                _ = parts.port
+            except ValueError as error:
+                raise ConfigError("urls", f"{url!r} is not an address: {error}") from None
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError("urls", f"{url!r} is not an http or https address; local files are `source: files`")
             if kind(parts.path) is None:

@@ -1,8 +1,8 @@
 """Documents from local files: .txt, .jsonl, .json and .parquet, each also packed as .gz or .zst.
 
-Order is fixed: `paths` in the order given, each glob's files sorted, each file once. Everything is streamed: plain
-text and JSON lines by chunk, a JSON array element by element, Parquet by row group (a packed Parquet file is first
-unpacked into the scratch folder, since its table of contents stands at its end).
+Order is fixed: `paths` in the order given, each glob's files sorted, each file once. Plain text and
+JSON lines are streamed by chunk, Parquet by batches of rows (a packed Parquet file is first unpacked into the scratch
+folder, since its table of contents stands at its end); the text of a .json file is held whole.
 
 Plain text falls into documents by `split_text`: the whole `file`, each `line`, paragraphs between `blank_lines`, or
 what stands between a `separator`. A binary file is refused: one with NULs before its end, or where more than one
@@ -28,6 +28,8 @@ from llm.corpus.normalise import Document, decode
 from llm.errors import WordmillError
 
 CHUNK = 1 << 20  # bytes read at a time
+PACKED_CHUNK = 1 << 14  # the same of a .zst file, which may unpack to a thousand times as much
+PARQUET_ROWS = 256  # rows decoded at a time; other writers' row groups may be as large as the file
 SNIFF = 1 << 16  # bytes at the start of a text file that must look like text
 UNDECODABLE = 0.1  # share of malformed sequences among the characters of a text file that makes it binary
 MAX_DOCUMENT = 1 << 30  # bytes of one document, or one line of JSON
@@ -224,27 +226,31 @@ def _elements(text: str, path: Path) -> Iterator[Any]:
     def trouble(at: int, problem: str) -> WordmillError:
         return WordmillError(f"{path} line {text.count(chr(10), 0, at) + 1}: not valid JSON: {problem}")
 
-    at = skip(0)
-    is_array = text[at : at + 1] == "["
-    if is_array:
-        at = skip(at + 1)
-    while at < len(text) and not (is_array and text[at] == "]"):
+    def value(at: int) -> tuple[Any, int]:
         try:
-            value, at = decoder.raw_decode(text, at)
+            return decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
             raise trouble(getattr(error, "pos", at), _json_trouble(error)) from None
-        yield value
-        at = skip(at)
-        if not is_array:
-            break
-        if text[at : at + 1] == ",":
-            at = skip(at + 1)
-        elif text[at : at + 1] != "]":
+
+    at = skip(0)
+    if text[at : at + 1] == "[":
+        at = skip(at + 1)
+        more = text[at : at + 1] != "]"
+        while more:
+            element, at = value(at)
+            yield element
+            at = skip(at)
+            more = text[at : at + 1] == ","
+            if more:
+                at = skip(at + 1)
+        if text[at : at + 1] != "]":
             raise trouble(at, "expected a comma or the array's end")
-    if is_array and at >= len(text):
-        raise trouble(at, "the file ends within the array")
-    if skip(at + is_array) < len(text):
-        raise trouble(at, "something follows the end")
+        at += 1
+    elif at < len(text):
+        element, at = value(at)
+        yield element
+    if skip(at) < len(text):
+        raise trouble(skip(at), "something follows the end")
 
 
 def _json_trouble(error: Exception) -> str:
@@ -264,8 +270,8 @@ def _parquet(path: Path, packing: str, source: str, config: CorpusConfig, scratc
             if column not in names:
                 raise WordmillError(f"{path}: no column {field!r} (found: {', '.join(names)}); set corpus.text_field")
             row = 0
-            for group in range(file.num_row_groups):
-                for value in file.read_row_group(group, columns=[column])[column].to_pylist():
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
+                for value in batch[column].to_pylist():
                     row += 1
                     yield Document(field_text({column: value}, field, f"{path} row {row}"), source)
 
@@ -289,7 +295,7 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame = unpacker.decompressobj()
     begun = False
-    while data := file.read(CHUNK >> 6):
+    while data := file.read(PACKED_CHUNK):
         while data:
             if frame.eof:
                 frame = unpacker.decompressobj()

@@ -59,7 +59,9 @@ def open_dataset(config: CorpusConfig, scratch: Path) -> Dataset:
             )
         names = [str(name) for name in known[config.dataset_split]]
         stream = datasets.load_dataset(**place, split=config.dataset_split, streaming=True)
-    except (ValueError, OSError, RuntimeError) as error:
+    except _troubles() as error:
+        if isinstance(error, WordmillError):
+            raise
         raise WordmillError(f"{where}: {_line(error)}") from None
     if stream.num_shards != len(names):
         raise WordmillError(f"{where}: {len(names)} files read as {stream.num_shards} streams; use another format")
@@ -89,13 +91,13 @@ def _ask_hub(config: CorpusConfig, where: str) -> str | None:
         raise WordmillError(f"{where}: access is granted on its page; ask there, then `hf auth login`") from None
     except hub_errors.RepositoryNotFoundError:
         raise WordmillError(
-            f"{where}: unknown to the hub, or private; correct corpus.dataset, or `hf auth login`"
+            f"{where}: unknown to the hub or private; correct corpus.dataset, or `hf auth login`"
         ) from None
     except hub_errors.OfflineModeIsEnabled:
         raise WordmillError(
             f"{where}: HF_HUB_OFFLINE is set; unset it, or use corpus.source stories or files"
         ) from None
-    except (hub_errors.HfHubHTTPError, hub_errors.HTTPError, OSError) as error:
+    except _troubles() as error:
         raise WordmillError(
             f"{where}: the hub cannot be reached ({_line(error)}); go online, or use corpus.source stories or files"
         ) from None
@@ -110,12 +112,20 @@ def _rows(stream: Any, count: int, index: int, source: str, config: CorpusConfig
         for values in stream.shard(num_shards=count, index=index):
             row += 1
             yield Document(field_text(values, config.text_field, f"{source} row {row}"), source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except _troubles() as error:
         if isinstance(error, WordmillError):
             raise
         raise WordmillError(
             f"data set {config.dataset}: {source} after row {row}: {_line(error)}; the next run goes on at this file"
         ) from None
+
+
+def _troubles() -> tuple[type[Exception], ...]:
+    """What the two libraries raise for a data set that cannot be read or a hub that cannot be reached."""
+    from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    return (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError)
 
 
 def _short(name: str, config: CorpusConfig) -> str:

@@ -49,7 +49,9 @@ def normalise(text: str) -> Normal:
     """The normal form described above."""
     replaced = 0
     try:
-        text.encode("utf-8")
+        data = text.encode("utf-8")
+        if text.isascii() and "\r" not in text and not text.endswith("\0"):  # as most English is
+            return Normal(data, len(text), 0)
     except UnicodeEncodeError:
         before = text.count(REPLACEMENT)
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

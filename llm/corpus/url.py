@@ -135,7 +135,8 @@ def _attempt(url: str, part: Path, bar: Progress) -> None:
                 raise _Lost("the partial file does not fit the server's", 0.0) from None
             if error.code in (408, 429) or error.code >= 500:
                 raise _Lost(f"the server answers {error.code}", _retry_after(error.headers)) from None
-            raise WordmillError(f"{url}: the server answers {error.code} {error.reason}; check the address") from None
+            reason = str(error.reason).partition("\n")[0]  # a redirect loop's reason has two lines
+            raise WordmillError(f"{url}: the server answers {error.code} {reason}; check the address") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, socket.gaierror):
             raise WordmillError(
@@ -165,11 +166,14 @@ def _begin(response: Any, part: Path, have: int) -> int | None:
 
 def _receive(response: Any, part: Path, total: int | None, bar: Progress) -> None:
     have = _size(part)
-    bar.total = total
-    bar.start_at(have)
-    with part.open("ab", buffering=0) as file:
+    bar.start_at(have, total)
+    with part.open("ab") as file:
         while chunk := response.read1(CHUNK):
-            file.write(chunk)
+            try:
+                file.write(chunk)
+                file.flush()  # so that a kill loses nothing that has arrived
+            except OSError as error:
+                raise WordmillError(f"{part}: {error.strerror}; make room, and it goes on from here") from None
             have += len(chunk)
             bar.update(len(chunk))
     if total is not None and have < total:

@@ -1,0 +1,32 @@
+"""The embedded corpus: short stories for children whose probability is known exactly.
+
+    story(seed, index)   a story; any number of them, each a pure function of its two numbers
+    bits(text)           its exact -log2 probability: the loss that no model can beat, on average
+    parse(text)          the decisions that made it, found again from the text alone
+    judge(text)          whether a text makes sense to its end, and if not, where it stops and why
+    pair(seed, index)    a true continuation and one that breaks the story's world
+
+The way it works is told in `program.py`, the words are in `words.py`, the plots in `plots.py`.
+"""
+
+from llm.corpus.stories.judge import Verdict, judge
+from llm.corpus.stories.pairs import Pair, pair
+from llm.corpus.stories.source import Derivation, NotAStory, bits, parse, retell, story, tell
+from llm.corpus.stories.teller import Pick
+from llm.corpus.stories.world import KINDS
+
+__all__ = [
+    "KINDS",
+    "Derivation",
+    "NotAStory",
+    "Pair",
+    "Pick",
+    "Verdict",
+    "bits",
+    "judge",
+    "pair",
+    "parse",
+    "retell",
+    "story",
+    "tell",
+]

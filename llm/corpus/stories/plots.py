@@ -1,0 +1,168 @@
+"""The plots: what can happen, as templates for the telling program (`program.py` explains the marks).
+
+Every plot has a wish, something in its way, a helper, a turn, and an ending that pays the wish off. Nearly every
+phrase holds a freely chosen word; between them stand the facts that a reader has to remember: who is who, who has the
+thing now, who has gone, what was wished for, where they are, what they ate, how many there were.
+
+`PARTS` are the templates by name; `$story` is the whole source. Each plot begins in its own words, so that the text
+itself tells the plot at the moment when it begins to matter.
+"""
+
+OPENINGS = {
+    "opening": """
+[In {a:scenic} {land} lived {name=A}, {a:trait} {A.girl} with {a:look} {container} of {look} {s:trifle}.
+|Once there was {a:trait} child called {name=A} {surname}, fond of {topic}, {game} and {look} {s:trifle}.
+|Long ago, in {a:scenic}, {scenic} {land}, {a:trait} {trade} had {a:trait} child called {name=A}.
+|The {trait} {trade} of {a:scenic} {land} had {a:trait}, {trait} child, {name=A}.
+|There once lived {a:trait} child in {a:scenic}, {scenic} {land}, {name=A} {surname}.
+|{name=A} [was {a:trait} {A.girl} from {a:scenic} {land}, fond of {game}, {sound} and {topic}.
+    |and {A.his} {trait} {kin} lived between {a:scenic} {land} and {a:scenic} {land}.
+    |{surname} knew more about {topic} and {topic} than any {trait} {trade}.]]
+""",
+    "when": "[one {sky} {hour}|on {a:sky} {day}|early in {month}]",
+    "When": "[One {sky}, {sky} {hour}|On {a:sky}, {sky} {day}|Early in {month}]",
+    "way": """[past {s:flower} and {s:flower}|under {s:tree} and {s:tree}|through {storm} and {storm}
+|along {a:scenic}, {scenic} road]""",
+    "folk": """[{a:trait} {trade} [with {a:look} {trifle}|in {look} slippers]|the {trait} {trade}'s {trait} {%.daughter}]""",
+}
+
+ENDINGS = {
+    "moral": """
+[And so {virtue} and {virtue} were worth more than {riches} or {riches}.
+|Since then all the {scenic}, {scenic} {land} has praised {virtue} and {virtue}.
+|For {virtue} and {virtue} are better than {riches}, {riches} or {riches}.
+|Where {s:flower} and {s:flower} bloom, {trait} people still tell this tale.
+|That night {A} dreamed {adv} of {topic}, {topic} and {look} {s:trifle}.
+|They were {mood}, {mood} and {mood} all {month}.
+|Ever since, {A} has told {trait} children about {topic}, {topic} and {topic}.]
+""",
+}
+
+PLOTS = {
+    # A thing is lost; a beast has it; it is won back with food.
+    "lost": """
+But $when {A} lost {A.his} {look} {toy=thing}, [{a:look} gift from {a:trait} {kin}.|and {gesture} {adv}.]
+Under the {look} {nook} lay only {look} {s:trifle}, {s:trifle} and {a:look} {trifle}. ¶
+{name=B}, $folkB, {moved} by. "{C:furry} {s:beast} like {look} things," {said} {B} {adv}.
+Feeling {mood} and {mood}, they {moved} $way to {a:scenic}, {scenic} {spot}.
+There sat {a:furry}, {furry} {beast=beast}, {adv} hugging the {@thing}. ¶
+{A/B=Holder} {adv} gave the {@beast} some {tasty} {food=food}, and took the {@thing}.
+While it ate the {@food}, {Holder} {gesture}, {gesture} and {adv} put the {@thing} into {a:look}, {look} {container}.
+$moral
+""",
+    # A present is made for a friend, with a tool lent for food.
+    "present": """
+In {month} was the birthday of {name=B}, {A.his} {trait}, {trait} friend.
+"I wish for {a:look} {toy=wish}," {said} {B} {adv}, and {gesture}. ¶
+So {A} {moved} $way to {a:scenic}, {scenic} {spot}, where {name=C}, $folkC, was {adv} {chore}.
+"For some {tasty} {food=food}, I will lend you {a:look}, {look} {tool=tool}," {said} {C} {adv}.
+{A} {adv} brought the {@food}. {C} {gesture}, {gesture} and ate. <gone C>
+With the {@tool}, {A} worked {adv} and {adv} until {hour}. ¶
+On the birthday, {A?s} {adv} gave {B} {a:look} {container}.
+In it, among {s:trifle} and {s:trifle}, lay the {@wish}, {look} and {look}. <Holder=B>
+{Holder} {gesture}, {gesture} and {adv} took it home.
+$moral
+""",
+    # A river, a wall or a gorge is in the way; a helper takes a fee, and goes.
+    "crossing": """
+Far away, by {a:scenic} {spot=spot}, {A.his} {trait}, {trait} {kin=kin} wished for some {tasty} {food=wish}.
+$When {A} put it and {count=count} {look} {s:trifle=fee} into {a:look} {container}, and {moved} $way.
+But {a:scenic}, {scenic} [river|wall|gorge|hedge] was in the way. ¶
+There {name=B}, $folkB, was {adv} {chore}. "Give me your {@count} {s:@fee}," {said} {B} {adv}.
+{B?} brought {a:look}, {look} {tool=tool}, and with the {@tool} {adv} helped {A} across.
+Then {B} {gesture}, {gesture} and {moved} away. <gone B> ¶
+At the {@spot}, {A.his} {@kin} tasted the {@wish}, {gesture} and {gesture}. "{C:tasty} and {tasty}!" {said} {A} {adv}.
+$moral
+""",
+    # Trades lead to the thing that was wished for.
+    "trade": """
+What {A} wished for was {a:look}, {look} {toy=wish}. But {A.he} had only {tasty} {food=food} and {look} {s:trifle}.
+$When {A?s} met {name=B}, $folkB, and {adv} gave {B.him} the {@food}.
+"Take my {look}, {look} {tool=tool}," {said} {B} {adv}, {gesture} and {moved} home. <gone B> ¶
+With the {@tool}, {A} {moved} $way to {a:scenic}, {scenic} {spot}.
+There {name=C}, $folkC, was {adv} {chore}. <Holder=C>
+{Holder} took the {@tool} {adv}, {gesture} and {gesture}. ¶
+Out of {a:look} {container} came {a:@wish}, {look} and {look}. "You are {trait} and {trait}," {said} {C}. <Holder=A>
+{Holder} held the {@wish} {adv} and {adv}.
+$moral
+""",
+    # Two friends quarrel over a thing, one leaves, and food mends it.
+    "quarrel": """
+Next door lived {name=B}, $folkB. The two shared {a:look}, {colour=colour} {toy=thing}, and {game} on {day}.
+But $when {A/B=Holder} {adv} took the {@thing} to {a:scenic}, {scenic} {spot}, and {gesture}.
+"You are {trait} and {trait}!" {said} {A} {adv}. "And you are {trait}!" {said} {B}.
+{B?} {gesture} {adv}, and {moved} home $way. <gone B> ¶
+{A} sat alone, {mood}, {mood} and {mood}, and thought of {topic}, {topic} and {B}.
+By {hour} {A?s} put some {tasty}, {tasty} {food=food} into {a:look} {container}. <back B> ¶
+"I am {mood} and {mood}," {said} {A} {adv}. {B} ate the {@food}, {gesture} and {gesture}.
+Then {Holder} {adv} shared the {@colour} {@thing}.
+$moral
+""",
+    # A contest for a prize.
+    "contest": """
+Every {month}, {trait} and {trait} children met in {a:scenic}, {scenic} {spot}. The prize was {a:look} {toy=wish}.
+$When {A} {moved} there in {a:look}, {colour=colour} {cloth=cloth}.
+There stood {name=B}, $folkB. "I shall win," {said} {B} {adv}. {A} {gesture} {adv}. ¶
+The contest was in {chore}, {chore} and {game}. {name=C}, {a:trait}, {trait} {trade}, counted {adv}.
+{A} {gesture} {adv}, and {B} {gesture} {adv} and {adv}.
+"{A/B=Winner} has won, with {count} points," {said} {C} {adv}. ¶
+{C?} {adv} gave {Winner} the {@wish}, {look} and {look}. Then {C} {moved} home. <gone C>
+{Winner} {gesture}, {gesture} and {adv} hid it under {a:@colour} {@cloth}.
+$moral
+""",
+    # A beast is rescued, with a tool fetched by a friend.
+    "rescue": """
+Not far off was {a:scenic}, {scenic} {spot=spot}, where {A} looked for {look} {s:trifle} and {s:flower} $when.
+In the {storm} lay {a:furry}, {furry} {beast=beast}, hurt, {mood} and {mood}.
+{A?} {gesture} {adv}, and {moved} $way to {name=B}, $folkB. ¶
+"There is {a:@beast} in the {@spot}!" {said} {A} {adv}.
+{B} {gesture}, and {adv} brought {a:look}, {look} {tool=tool}. <Holder=B>
+{Holder} {adv} pushed the {@tool} under it, and {A} pulled {adv} and {adv}. ¶
+Soon it was free, {mood} and {mood}. {B} {gesture} and {moved} home with the {@tool}. <gone B>
+But the {@beast} ate {tasty} {food} with {A}, {furry} and {furry}.
+$moral
+""",
+    # Two on the road in bad weather; shelter, and a coat for one of them.
+    "storm": """
+With {name=B}, $folkB, {A} {moved} $way $when. They carried {tasty} {food=food} and {a:look} {tool=tool}.
+Then came {storm}, {storm} and {storm}. "I am {mood} and {mood}," {said} {B} {adv}. ¶
+{A/B=Holder} {adv} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot=spot}.
+There {name=C}, $folkC, was {adv} {chore}.
+"You look {mood}, {B}!" {said} {C} {adv}, and brought {a:look}, {colour=colour} {cloth=cloth}.
+They ate the {@food} with {tasty} {food}, and talked of {topic}, {topic} and {topic}. ¶
+By {hour} it was {sky}. {C} {gesture} and stayed in the {@spot}. <gone C>
+{Holder} carried the {@tool}, {A/B=Winner} wore the {@colour} {@cloth}, and both {moved} home, {mood} and {mood}.
+$moral
+""",
+    # Food vanishes; the thief is found, and forgiven.
+    "thief": """
+For {count=count} days, {tasty} {food=food} had vanished from {a:scenic}, {scenic} {spot=spot}.
+"The thief is {name=B}, that {trait}, {trait} {trade}!" {said} {A} {adv}.
+"After {@count} days I am {mood} and {mood}," {said} {B} {adv}. ¶
+$When {A?s} brought {a:look}, {look} {tool=tool}, and both {moved} $way to the {@spot}.
+They sat {adv} between {look} {s:trifle} and {look} {s:trifle}, {mood} and {mood}.
+By {hour}, {a:furry}, {furry} {beast=beast} {moved} in and ate the {@food} {adv}. ¶
+{A/B=Holder} {adv} caught the {@beast} with the {@tool}. "It is only {mood} and {mood}," {said} {B} {adv}.
+{Holder} {gesture}, {gesture} and gave it {a:look}, {colour} {container} of {@food}.
+$moral
+""",
+    # A beast is wished for, and comes.
+    "pet": """
+Nothing would have made {A} so {mood} and {mood} as {a:furry}, {furry} {beast=wish}.
+But {A.his} {trait}, {trait} {kin=kin} {gesture}. "{C:furry} beasts are {mood}," {A.his} {@kin} {said} {adv}. ¶
+$When {A?s} {moved} $way to {a:scenic}, {scenic} {spot}.
+There {name=B}, $folkB, was {adv} {chore}. "I wish for {a:@wish}," {said} {A} {adv}.
+"Bring me {count=count} {look} {s:trifle=fee} and some {tasty} {food=food}," {said} {B} {adv}. ¶
+{A} {gesture}, and {adv} brought the {@food} and the {@count} {s:@fee}.
+Then out of {a:colour} {nook} {moved} {a:@wish}, {furry} and {furry}.
+{B} {gesture}, ate the {@food} {adv} and {moved} away. <gone B> The {@wish} {adv} kissed {A}.
+$moral
+""",
+}
+
+_STORY = "$opening [" + " | ".join(f"${plot}" for plot in PLOTS) + "]"
+
+PARTS = {**OPENINGS, **ENDINGS, **PLOTS, "story": _STORY}
+for _role in "BC":
+    PARTS[f"folk{_role}"] = OPENINGS["folk"].replace("%", _role)
+del PARTS["folk"]

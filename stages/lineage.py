@@ -1,0 +1,160 @@
+"""What a stage's result follows from: which rebuild it belongs to, and the key that names its work.
+
+A *rebuild* is one `dvc repro`, `dvc exp run` or Prefect flow. Its stages are separate processes that share nothing but
+an ancestor, so the rebuild is named by that ancestor's process id and start time (a process id alone is used again),
+or by WORDMILL_REBUILD, which the flow sets because it runs a DVC process per stage.
+
+The *key* of a stage is a hash of its params and of the content of everything it depends on. Two runs with one key do
+the same work. The key of a stage that did not run can be derived as well: its code is on disk, and the digests of its
+other inputs were recorded by the runs that made them. So the run that made any current output can be found without
+reading the data again and without asking DVC.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ruamel.yaml import YAML
+
+PIPELINE = Path("dvc.yaml")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A stage as dvc.yaml declares it: paths, and the sections of params.yaml that it reads."""
+
+    name: str
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    sections: tuple[str, ...]
+
+
+def declared(path: Path = PIPELINE) -> list[Declared]:
+    """The stages of dvc.yaml, each after those it depends on."""
+    content = YAML(typ="safe", pure=True).load(path)["stages"] if path.exists() else {}
+    stages = [
+        Declared(
+            name,
+            tuple(_names(stage.get("deps", []))),
+            tuple(_names([*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])])),
+            tuple(_names(stage.get("params", []))),
+        )
+        for name, stage in content.items()
+    ]
+    made_by = {out: stage for stage in stages for out in stage.outs}
+    ordered: dict[str, Declared] = {}
+
+    def visit(stage: Declared) -> None:
+        if stage.name not in ordered:
+            for dep in stage.deps:
+                if dep in made_by:
+                    visit(made_by[dep])
+            ordered[stage.name] = stage
+
+    for stage in stages:
+        visit(stage)
+    return list(ordered.values())
+
+
+def key(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """The key of a stage with these dotted params and these digests of its dependencies."""
+    plain = {name: _plain(value) for name, value in params.items()}
+    content = json.dumps([stage, plain, dict(inputs)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def derived(
+    stages: list[Declared],
+    document: Mapping[str, Any],
+    outputs_of: Callable[[str, str], Mapping[str, str] | None],
+) -> Iterator[tuple[str, str]]:
+    """Name and key of every stage whose inputs are all known, in order.
+
+    `outputs_of(name, key)` gives the digests that a finished run of that stage and key recorded, or None; what
+    depends on a stage without one is left out. `document` is the content of params.yaml.
+    """
+    known: dict[str, str] = {}
+    made = {out for stage in stages for out in stage.outs}
+    for stage in stages:
+        inputs = {dep: known.get(dep) if dep in made else _file_digest(Path(dep)) for dep in stage.deps}
+        complete = {dep: digest for dep, digest in inputs.items() if digest is not None}
+        if len(complete) < len(inputs) or any(section not in document for section in stage.sections):
+            continue
+        stage_key = key(stage.name, flat({section: document[section] for section in stage.sections}), complete)
+        yield stage.name, stage_key
+        known |= outputs_of(stage.name, stage_key) or {}
+
+
+def flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections and keys as dotted names: {"pretrain.lr": 0.001, ...}."""
+    return {
+        f"{section}.{name}": value
+        for section, content in document.items()
+        if isinstance(content, Mapping)
+        for name, value in content.items()
+    }
+
+
+def rebuild() -> str:
+    """The name of the rebuild that this process belongs to."""
+    if name := os.environ.get("WORDMILL_REBUILD"):
+        return name
+    process = psutil.Process()
+    for ancestor in [*process.parents(), process]:  # a stage started by hand is a rebuild of its own
+        if ancestor.pid == process.pid or _is_dvc(ancestor):
+            return f"{host()}-{ancestor.pid}-{started(ancestor.pid)}"
+    raise AssertionError("the process itself always matches")
+
+
+def host() -> str:
+    """The machine's name: process ids mean something only beside it."""
+    return platform.node() or "unknown"
+
+
+def started(pid: int) -> str:
+    """When a process started, in the system's own unit; empty if no such process is alive.
+
+    Linux counts ticks since the machine started, which, unlike a time of day, a corrected clock leaves as they are.
+    """
+    try:
+        if Path("/proc/self/stat").exists():
+            state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return "" if state in "ZX" else rest[18]
+        return f"{psutil.Process(pid).create_time():.0f}"
+    except (OSError, psutil.Error):
+        return ""
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    try:
+        words = process.cmdline()[:3]
+    except psutil.Error:
+        return False
+    return any(Path(word).name in ("dvc", "dvc.exe") for word in words)
+
+
+def _file_digest(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _names(entries: list[Any]) -> list[str]:
+    """DVC lists a path as a string, or as a mapping from the path to its settings."""
+    return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would give it back: the typed params hold 1.0 and tuples where the file says 1 and lists."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

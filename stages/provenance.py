@@ -1,0 +1,83 @@
+"""Where a run happened: the commit and what was changed since, the packages, the machine.
+
+None of this enters what DVC hashes; it goes to MLflow, where it says why two runs differ.
+"""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import psutil
+
+LARGEST_UNTRACKED = 1_000_000  # bytes; a bigger file that git does not know is data, not code
+
+
+def commit() -> str | None:
+    """The commit that is checked out; None outside a git repository."""
+    return _output("git", "rev-parse", "HEAD")
+
+
+def uncommitted() -> tuple[bytes, list[str]]:
+    """A patch from the commit to the files as they are, new files included, and the paths too big to be in it."""
+    patch = _bytes("git", "diff", "--binary", "HEAD") or b""
+    untracked = (_bytes("git", "ls-files", "--others", "--exclude-standard", "-z") or b"").split(b"\0")
+    left_out = []
+    for name in sorted(os.fsdecode(raw) for raw in untracked if raw):
+        path = Path(name)
+        if path.is_symlink() or not path.is_file():
+            continue
+        if path.stat().st_size > LARGEST_UNTRACKED:
+            left_out.append(name)
+        else:
+            patch += _bytes("git", "diff", "--binary", "--no-index", "--", os.devnull, name, statuses=(0, 1)) or b""
+    return patch, left_out
+
+
+def packages() -> str:
+    """Every installed distribution as `name==version`, a line each, sorted."""
+    found = {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
+
+
+def hardware() -> dict[str, str]:
+    """The machine in a few words; memory in GiB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = {
+        "cpu": _cpu(),
+        "cores": str(cores),
+        "memory_gib": f"{psutil.virtual_memory().total / 2**30:.1f}",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    if shutil.which("nvidia-smi") and (
+        gpu := _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    ):
+        found["gpu"] = "; ".join(gpu.splitlines())
+    return found
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _output(*command: str) -> str | None:
+    found = _bytes(*command)
+    return found.decode(errors="replace").strip() if found is not None else None
+
+
+def _bytes(*command: str, statuses: tuple[int, ...] = (0,)) -> bytes | None:
+    """What a program prints; None if it is not installed, takes too long, or ends with another status."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode in statuses else None

@@ -1,0 +1,412 @@
+"""What a stage leaves in MLflow, read back with MLflow's own client; stages are killed, stores are taken away."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from llm.errors import WordmillError
+from stages import lineage
+from stages.tracking import Tracker
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for the session, since making one takes over a second; each test has its own experiment."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, request: pytest.FixtureRequest) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.node.name}-{tmp_path.name}")
+    monkeypatch.setenv("WORDMILL_REBUILD", "first")
+    return tmp_path
+
+
+def runs(kind: str) -> list[Run]:
+    """The experiment's runs, oldest first."""
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    if experiment is None:
+        return []
+    query = f"tags.`wordmill.kind` = '{kind}'"
+    return list(client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"]))
+
+
+def artifacts(run: Run) -> dict[str, Path]:
+    root = Path(run.info.artifact_uri.removeprefix("file://"))
+    return {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+
+
+def git(*arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_child_and_parent_hold_everything(folder: Path) -> None:
+    git("init", "-q")
+    Path("code.py").write_text("a = 1\n")
+    Path(".gitignore").write_text("/runs/\n/*.yaml\n/*.json\n")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    Path("code.py").write_bytes(b"a = 2 # \xe9\n")
+    Path("new.py").write_text("b = 3\n")
+    Path("params.yaml").write_text("pretrain: {lr: 0.001, betas: [0.9, 0.99]}\n")
+    Path("dvc.yaml").write_text("stages: {pretrain: {cmd: x, params: [pretrain]}}\n")
+    Path("config.json").write_text("{}")
+
+    with Tracker(
+        "pretrain", {"pretrain.lr": 0.001, "pretrain.betas": (0.9, 0.99)}, {"code.py": "ab"}, "f00"
+    ) as tracker:
+        for step in range(1500):
+            tracker.metrics({"loss": 2.0 / (step + 1), "lr": 0.001}, step=step)
+        tracker.artifact(Path("config.json"), "model")
+        tracker.dataset("shards", "data/shards", "c" * 64, {"tokens": 12})
+        tracker.tags({"device": "cpu"})
+        tracker.outputs({"models/base": "dd"})
+
+    (child,), (parent,) = runs("stage"), runs("rebuild")
+    assert child.info.status == parent.info.status == "FINISHED"
+    assert child.info.run_name == "pretrain"
+    assert child.data.params == {"pretrain.lr": "0.001", "pretrain.betas": "(0.9, 0.99)"}
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+    assert child.data.tags["device"] == "cpu"
+    assert float(child.data.tags["hardware.memory_gib"]) > 0
+    assert json.loads(child.data.tags["wordmill.outputs"]) == {"models/base": "dd"}
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    history = client.get_metric_history(child.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(step, 2.0 / (step + 1)) for step in range(1500)]
+    (data,) = child.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("shards", "c" * 36)
+    assert json.loads(data.dataset.profile) == {"tokens": 12}
+    files = artifacts(child)
+    assert set(files) >= {"model/config.json", "lineage/outputs.json", "code/uncommitted.patch"}
+    assert json.loads(files["lineage/inputs.json"].read_text()) == {"code.py": "ab"}
+    assert "mlflow==" in files["environment/packages.txt"].read_text()
+
+    assert parent.data.params["pretrain.betas"] == "[0.9, 0.99]"
+    assert parent.data.tags["stage.pretrain"] == child.info.run_id
+    assert parent.data.metrics["pretrain/loss"] == 2.0 / 1500
+    assert set(artifacts(parent)) == {"params.yaml", "dvc.yaml", "code/uncommitted.patch"}
+
+    # The patch is whole: on the commit alone it gives the very files.
+    patch = files["code/uncommitted.patch"].rename(folder / "p.patch")
+    expected = {name: Path(name).read_bytes() for name in ("code.py", "new.py")}
+    git("checkout", "-q", "code.py")
+    Path("new.py").unlink()
+    git("apply", str(patch))
+    assert {name: Path(name).read_bytes() for name in expected} == expected
+
+
+def test_failure_then_success_in_one_rebuild(folder: Path) -> None:
+    def fail() -> None:
+        with Tracker("dpo", {}, {}, "k") as tracker:
+            tracker.metrics({"loss": 1.0})
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    (child,), (parent,) = runs("stage"), runs("rebuild")
+    assert (child.info.status, parent.info.status) == ("FAILED", "FAILED")
+    assert child.data.tags["error"] == "ValueError: no"
+    assert child.data.metrics == {"loss": 1.0}
+
+    with Tracker("dpo", {}, {}, "k"):
+        assert runs("rebuild")[0].info.status in ("FAILED", "RUNNING")
+    (parent,) = runs("rebuild")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["stage.dpo"] == runs("stage")[1].info.run_id
+
+
+PIPELINE = """
+stages:
+  c: {cmd: x, params: [c], deps: [code.py, out/b], outs: [out/c]}
+  a: {cmd: x, params: [a], deps: [code.py], outs: [out/a]}
+  b: {cmd: x, params: [b], deps: [out/a], outs: [out/b: {cache: false}]}
+"""
+
+
+def run_stage(name: str, output: str | None = None) -> None:
+    """A stage as stages.stage runs it; its output is a function of its inputs unless given."""
+    (stage,) = [stage for stage in lineage.declared() if stage.name == name]
+    document = json.loads(Path("params.yaml").read_text())
+    params = lineage.flat({section: document[section] for section in stage.sections})
+    inputs = {dep: lineage._file_digest(Path(dep)) or "" for dep in stage.deps}
+    with Tracker(name, params, inputs, "k") as tracker:
+        tracker.metrics({"score": float(document[name]["x"])})
+        out = Path(stage.outs[0])
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(output or lineage.key(name, params, inputs))
+        tracker.outputs({str(out): lineage._file_digest(out) or ""})
+
+
+def links() -> dict[str, str]:
+    """What the newest parent links: stage name and the rebuild in which the run was made."""
+    parent = runs("rebuild")[-1]
+    by_id = {run.info.run_id: run.data.tags["wordmill.rebuild"] for run in runs("stage")}
+    tags = parent.data.tags
+    return {name.removeprefix("stage."): by_id[tags[name]] for name in tags if name.startswith("stage.")}
+
+
+def test_parent_links_the_runs_that_made_what_was_skipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("code.py").write_text("x = 1\n")
+    params = {"a": {"x": 1.0}, "b": {"x": 2}, "c": {"x": [3]}}
+
+    def write(name: str, x: Any) -> None:
+        params[name] = {"x": x}
+        Path("params.yaml").write_text(json.dumps(params))
+
+    write("c", 3)
+    for name in "abc":
+        run_stage(name)
+    assert links() == {"a": "first", "b": "first", "c": "first"}
+
+    monkeypatch.setenv("WORDMILL_REBUILD", "second")
+    write("c", 4)
+    run_stage("c")
+    assert links() == {"a": "first", "b": "first", "c": "second"}
+    assert runs("rebuild")[-1].data.metrics == {"a/score": 1.0, "b/score": 2.0, "c/score": 4.0}
+    assert len(runs("stage")) == 4  # a skipped stage leaves no run
+
+    # `b` alone reruns and gives the same bytes, so DVC skips `c`; its link needs no run after `b`.
+    monkeypatch.setenv("WORDMILL_REBUILD", "third")
+    kept = Path("out/b").read_text()
+    write("b", 5)
+    run_stage("b", output=kept)
+    assert links() == {"a": "first", "b": "third", "c": "second"}
+
+    # `a` now gives other bytes, and nothing is known of what follows until it has run.
+    monkeypatch.setenv("WORDMILL_REBUILD", "fourth")
+    write("a", 9)
+    run_stage("a")
+    assert links() == {"a": "fourth"}
+    table = runs("rebuild")[-1].data.tags["mlflow.note.content"]
+    assert "in this rebuild" in table
+    assert "| b |" not in table
+
+    # Back to what was: the parent names the newest run that made each.
+    monkeypatch.setenv("WORDMILL_REBUILD", "fifth")
+    write("a", 1)
+    run_stage("a")
+    assert links() == {"a": "fifth", "b": "third", "c": "second"}
+
+
+STAGE = """
+import os, sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from stages.stage import Stage, main
+
+@dataclass(frozen=True)
+class Params:
+    pass
+
+def run(params, stage):
+    stage.metrics({"loss": 1.5}, step=3)
+    Path(f"{stage.name}.out").write_text(stage.name)
+    Path(f"{stage.name}.ready").touch()
+    time.sleep(float(os.environ.get("TOY_SECONDS", 0)))
+
+main(sys.argv[1], Params, run)
+"""
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start toy stages as processes of their own; whatever still runs at the end of the test is killed."""
+    Path("toy.py").write_text(textwrap.dedent(STAGE))
+    stages = {name: {"cmd": "x", "outs": [f"{name}.out"]} for name in "abcd"}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    Path("params.yaml").write_text("{}")
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str, seconds: float = 0) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(REPO), "TOY_SECONDS": str(seconds)}
+        command = [sys.executable, "toy.py", name]
+        started.append(subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_terminated_and_killed_processes(folder: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    terminated, killed = start("a", 60), start("b", 60)
+    wait_for(lambda: len([run for run in runs("stage") if run.data.metrics]) == 2)
+    assert len(runs("rebuild")) == 1  # though both started at once
+    assert runs("rebuild")[0].info.status == "RUNNING"
+    terminated.send_signal(signal.SIGTERM)
+    assert terminated.wait(10) == 143
+    killed.kill()
+    killed.wait()
+    statuses = {run.info.run_name: run.info.status for run in runs("stage")}
+    assert statuses == {"a": "KILLED", "b": "RUNNING"}
+
+    assert start("b").wait(20) == 0  # the next stage finds the dead one
+    statuses = [(run.info.run_name, run.info.status) for run in runs("stage")]
+    assert sorted(statuses) == [("a", "KILLED"), ("b", "FINISHED"), ("b", "KILLED")]
+    (parent,) = runs("rebuild")
+    assert parent.info.status == "KILLED"  # `a` was, and has not run again
+    assert parent.data.metrics == {"a/loss": 1.5, "b/loss": 1.5}
+
+
+def test_terminated_before_mlflow_is_imported(folder: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("a", 60)
+    wait_for(Path("a.ready").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+    (child,) = runs("stage")
+    assert (child.info.status, child.data.metrics) == ("KILLED", {"loss": 1.5})
+
+
+def test_stages_of_one_dvc_repro_share_a_parent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORDMILL_REBUILD")
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    Path("toy.py").write_text(textwrap.dedent(STAGE))
+    command = f"{sys.executable} toy.py"
+    stages: dict[str, Any] = {
+        "a": {"cmd": f"{command} a", "deps": ["in"], "outs": ["a.out"]},
+        "b": {"cmd": f"{command} b", "deps": ["a.out"], "outs": ["b.out"]},
+    }
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    Path("params.yaml").write_text("{}")
+    Path("in").write_text("1")
+    dvc = Path(sys.executable).with_name("dvc")
+    subprocess.run([dvc, "init", "-q", "--no-scm"], check=True)
+
+    def repro() -> None:
+        subprocess.run([dvc, "repro", "-q"], check=True)
+
+    repro()
+    assert len(runs("rebuild")) == 1
+    repro()
+    assert (len(runs("rebuild")), len(runs("stage"))) == (1, 2)
+    Path("in").write_text("2")  # `a` reruns and gives the same, so `b` does not
+    repro()
+    old, new = runs("rebuild")
+    assert [run.info.run_name for run in runs("stage")] == ["a", "b", "a"]
+    assert new.data.tags["stage.a"] != old.data.tags["stage.a"]
+    assert new.data.tags["stage.b"] == old.data.tags["stage.b"]
+    assert old.info.status == new.info.status == "FINISHED"
+
+
+def kept() -> list[dict[str, Any]]:
+    (path,) = Path("runs/undelivered").iterdir()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_store_that_is_down_costs_a_warning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as unused:  # bound and not listening: the connection is refused
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        with Tracker("dpo", {"dpo.beta": 0.1}, {}, "k") as tracker:
+            tracker.metrics({"loss": 1.0}, step=7)
+            time.sleep(0.3)
+            tracker.metrics({"loss": 0.5}, step=8)
+    assert "tracking is off for the rest of this stage: http://127.0.0.1:" in capsys.readouterr().err
+    events = kept()
+    assert events[0]["params"] == {"dpo.beta": 0.1}
+    assert [(e["step"], e["values"]) for e in events if e["kind"] == "metrics"] == [
+        (7, {"loss": 1.0}),
+        (8, {"loss": 0.5}),
+    ]
+    assert events[-1]["status"] == "FINISHED"
+
+
+def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        with Tracker("dpo", {}, {}, "k") as tracker:
+            tracker.metrics({"loss": 1.0})
+        assert time.monotonic() - began < 10
+    assert [event["kind"] for event in kept()] == ["start", "metrics", "end"]
+
+
+def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/gone.db")
+    with Tracker("dpo", {}, {}, "k") as tracker:
+        wait_for(lambda: len(runs("stage")) == 1)
+        tracker.metrics({"loss": 1.0}, step=1)
+        wait_for(lambda: runs("stage")[0].data.metrics == {"loss": 1.0})
+        for path in folder.glob("gone.db*"):
+            path.unlink()
+        (folder / "gone.db").write_text("no database")
+        tracker.metrics({"loss": 0.5}, step=2)
+    assert [event.get("values") for event in kept() if event["kind"] == "metrics"] == [{"loss": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("mlruns", "use sqlite:///path/to/mlflow.db"),
+        ("file:///tmp/mlruns", "use sqlite:///path/to/mlflow.db"),
+        ("htp://localhost:5000", "no tracking store"),
+        ("http://", "names no host"),
+        ("sqlite:////nowhere/at/all/mlflow.db", "/nowhere/at/all does not exist"),
+        ("sqlite:///note.txt", "not a database"),
+    ],
+)
+def test_wrong_address_is_an_error_of_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, uri: str, message: str
+) -> None:
+    Path("note.txt").write_text("a text, and no database of SQLite's\n" * 9)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(WordmillError) as caught, Tracker("dpo", {}, {}, "k"):
+        pass
+    assert str(caught.value).startswith("MLFLOW_TRACKING_URI: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_deleted_experiment_is_an_error(folder: Path) -> None:
+    with Tracker("dpo", {}, {}, "k"):
+        pass
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    assert experiment
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(WordmillError, match="mlflow experiments restore"), Tracker("dpo", {}, {}, "k"):
+        pass
+
+
+def test_keys_of_typed_params_and_of_the_file_agree() -> None:
+    typed = {"pretrain.lr": 1.0, "samples.prompts": ("a", "b"), "dpo.on": True, "evaluate.seed": None}
+    as_read = {"pretrain.lr": 1, "samples.prompts": ["a", "b"], "dpo.on": True, "evaluate.seed": None}
+    assert lineage.key("s", typed, {"f": "1"}) == lineage.key("s", as_read, {"f": "1"})
+    assert lineage.key("s", typed, {"f": "1"}) != lineage.key("s", typed | {"pretrain.lr": 1.5}, {"f": "1"})
+    assert lineage.key("s", typed, {"f": "1"}) != lineage.key("s", typed, {"f": "2"})

@@ -205,7 +205,7 @@ def test_processes_that_do_not_divide_a_batch() -> None:
 def test_reading_takes_little_time(packing: str) -> None:
     stream = Stream([170] * 20_000)
     batches = Batches(stream, 256, 64, 0, packing)
-    began = time.perf_counter()
+    began = time.process_time()
     for step in range(10):
         batches.batch(step)
-    assert (time.perf_counter() - began) / 10 < 0.02
+    assert (time.process_time() - began) / 10 < 0.02

@@ -144,9 +144,9 @@ def test_fingerprint_tells_tokenizers_apart() -> None:
 @pytest.mark.parametrize("unit", ["a", " ", "\n", "=", "1", "\t ", " \n", "ab", "😀", "'", "\r "])
 def test_a_million_of_the_same(tokenizer: Tokenizer, unit: str) -> None:
     text = unit * (1_000_000 // len(unit)) + "x"
-    began = time.perf_counter()
+    began = time.process_time()
     ids = tokenizer.encode(text)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert tokenizer.decode(ids) == text
 
 
@@ -175,9 +175,7 @@ def test_unknown_id_is_an_error(tokenizer: Tokenizer) -> None:
 
 
 def test_vocabulary_beyond_the_corpus() -> None:
-    with pytest.raises(
-        WordmillError, match="vocab_size: 100000 asked, but the training text gives"
-    ) as e:
+    with pytest.raises(WordmillError, match="vocab_size: 100000 asked, but the training text gives") as e:
         train(TokenizerConfig(vocab_size=100_000), lambda: CORPUS)
     reachable = int(str(e.value).split("gives ")[1].split()[0])
     assert train(TokenizerConfig(vocab_size=reachable), lambda: CORPUS).tokenizer.vocab_size == reachable

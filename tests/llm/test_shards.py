@@ -20,6 +20,7 @@ from llm.shards import HEADER_BYTES, ShardsConfig, ShardSet, write_index, write_
 from llm.tokenizer.config import END_OF_TEXT, PATTERNS
 from llm.tokenizer.tokenizer import Tokenizer
 
+ROOT = Path(__file__).parents[2]
 TEXTS = ["The mill turns.", "", "Ann has 12 keys; " * 9, "Grüße 🌾", "x", "a longer story, told twice. " * 4]
 
 
@@ -222,7 +223,9 @@ write_shards(texts, Tokenizer.load(folder), folder, "part-00000", 20_000)
 
 def test_killed_while_writing(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"PYTHONPATH": "."})
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     deadline = time.monotonic() + 30
     while len(list(tmp_path.glob("*.bin"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)

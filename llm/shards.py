@@ -170,8 +170,8 @@ class ShardSet:
     @cached_property
     def documents(self) -> np.ndarray:
         """Where each document starts, int64, rising."""
-        begins = [0, *self._ends[:-1].tolist()]
-        shifted = [part.astype(np.int64) + begin for part, begin in zip(self._starts, begins, strict=True)]
+        begins = [int(end) - len(part) for end, part in zip(self._ends, self._parts, strict=True)]
+        shifted = [starts.astype(np.int64) + begin for starts, begin in zip(self._starts, begins, strict=True)]
         return np.concatenate(shifted) if shifted else np.zeros(0, np.int64)
 
     def window(self, start: int, length: int) -> np.ndarray:

@@ -126,7 +126,10 @@ class Tokenizer:
         return self._tiktoken(ANYTHING)
 
     def _encode_words(self, text: str) -> list[int]:
-        """The same ids, with the words found by Python's `regex`, which no run of white space exhausts."""
+        """The same, with the words found by Python's `regex`, which no run of white space exhausts.
+
+        Its Unicode tables are newer than tiktoken's, so letters of the latest years may be cut differently; here only.
+        """
         words = regex.findall(self.definition.pattern, text)
         return [number for word in words for number in self._whole_words.encode_ordinary(word)]
 

@@ -6,7 +6,7 @@
     judge(text)          whether a text makes sense to its end, and if not, where it stops and why
     pair(seed, index)    a true continuation and one that breaks the story's world
 
-The way it works is told in `program.py`, the words are in `words.py`, the plots in `plots.py`.
+The words are in `words.py`, the plots in `plots.py`; `teller.py` explains how one program tells, reads and judges.
 """
 
 from llm.corpus.stories.judge import Verdict, judge

@@ -18,18 +18,19 @@ from itertools import accumulate
 _CUTS = {n: re.compile(r"[A-Za-z-]+" + r" [A-Za-z-]+" * (n - 1)) for n in range(1, 7)}
 
 # Words whose article does not follow from their first letter.
-_AN_BUT_CONSONANT = ("one", "uni", "use", "unicorn", "useful", "ukulele")
-_A_BUT_VOWEL = ("hour", "honest", "heir")
+_VOWEL_UNHEARD = ("one", "uni", "use", "ukulele")
+_H_UNHEARD = ("hour", "honest", "heir")
 
 _IRREGULAR = {
     "goose": "geese", "mouse": "mice", "sheep": "sheep", "deer": "deer", "calf": "calves", "wolf": "wolves",
-    "elf": "elves", "child": "children", "ox": "oxen", "trout": "trout", "salmon": "salmon",
+    "elf": "elves", "child": "children", "ox": "oxen", "leaf": "leaves",
+    "tooth": "teeth",
 }  # fmt: skip
 
 
 def article(words: str) -> str:
     """`otter` -> `an otter`."""
-    vowel = words[0] in "aeiou" and not words.startswith(_AN_BUT_CONSONANT) or words.startswith(_A_BUT_VOWEL)
+    vowel = (words[0] in "aeiou" and not words.startswith(_VOWEL_UNHEARD)) or words.startswith(_H_UNHEARD)
     return f"an {words}" if vowel else f"a {words}"
 
 
@@ -81,10 +82,10 @@ class Bag:
             if twice:
                 raise ValueError(f"bag {self.name}: twice in it: {twice}")
         for longer in self.forms:
-            words = longer.split(" ")
-            for n in range(1, len(words)):
-                if " ".join(words[:n]) in self.index:
-                    raise ValueError(f"bag {self.name}: {' '.join(words[:n])!r} is the beginning of {longer!r}")
+            blanks = [at for at, letter in enumerate(longer) if letter == " "]
+            for at in blanks:
+                if longer[:at] in self.index:
+                    raise ValueError(f"bag {self.name}: {longer[:at]!r} is the beginning of {longer!r}")
 
     def __len__(self) -> int:
         return len(self.values)

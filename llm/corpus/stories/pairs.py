@@ -63,14 +63,16 @@ def pair(seed: int, index: int) -> Pair:
     """Pair `index`: a pure function of (seed, index), from another stream of stories than the corpus."""
     watcher = _Watcher(random_of("pairs", seed, index))
     run(watcher)
+    text = watcher.text
+    first = next(match.end() for match in _BETWEEN.finditer(text))  # the first sentence is always prompt
+    possible = [chance for chance in watcher.chances if chance[3] > first]
     draw = random_of("mistakes", seed, index)
-    kinds = sorted({kind for _, kind, _, _ in watcher.chances})
+    kinds = sorted({kind for _, kind, _, _ in possible})
     kind = kinds[int(draw.random() * len(kinds))]
-    chances = [chance for chance in watcher.chances if chance[1] == kind]
+    chances = [chance for chance in possible if chance[1] == kind]
     place, _, words, position = chances[int(draw.random() * len(chances))]
     wrong = words[int(draw.random() * len(words))]
     breaker = _Breaker(random_of("pairs", seed, index), place, wrong)
     run(breaker)
-    text = watcher.text
-    cut = max((match.end() for match in _BETWEEN.finditer(text, 0, position)), default=0)
+    cut = max(match.end() for match in _BETWEEN.finditer(text[: position + 1]))
     return Pair(text[:cut], text[cut:], breaker.text[cut:], kind)

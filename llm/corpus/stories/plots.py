@@ -1,4 +1,4 @@
-"""The plots: what can happen, as templates for the telling program (`program.py` explains the marks).
+"""The plots: what can happen, as templates for the telling program (`compiler.py` explains the marks).
 
 Every plot has a wish, something in its way, a helper, a turn, and an ending that pays the wish off. Nearly every
 phrase holds a freely chosen word; between them stand the facts that a reader has to remember: who is who, who has the
@@ -17,13 +17,15 @@ OPENINGS = {
 |There once lived {a:trait} child in {a:scenic}, {scenic} {land}, {name=A} {surname}.
 |{name=A} [was {a:trait} {A.girl} from {a:scenic} {land}, fond of {game}, {sound} and {topic}.
     |and {A.his} {trait} {kin} lived between {a:scenic} {land} and {a:scenic} {land}.
+    |lived in {a:scenic}, {colour} house that smelled of {smell} and {smell}.
     |{surname} knew more about {topic} and {topic} than any {trait} {trade}.]]
 """,
     "when": "[one {sky} {hour}|on {a:sky} {day}|early in {month}]",
     "When": "[One {sky}, {sky} {hour}|On {a:sky}, {sky} {day}|Early in {month}]",
     "way": """[past {s:flower} and {s:flower}|under {s:tree} and {s:tree}|through {storm} and {storm}
 |along {a:scenic}, {scenic} road]""",
-    "folk": """[{a:trait} {trade} [with {a:look} {trifle}|in {look} slippers]|the {trait} {trade}'s {trait} {%.daughter}]""",
+    "folk": """[{a:trait} {trade} [with {a:look} {trifle}|in {look} slippers]
+|the {trait} {trade}'s {trait} {%.daughter}]""",
 }
 
 ENDINGS = {
@@ -42,58 +44,53 @@ PLOTS = {
     # A thing is lost; a beast has it; it is won back with food.
     "lost": """
 But $when {A} lost {A.his} {look} {toy=thing}, [{a:look} gift from {a:trait} {kin}.|and {gesture} {adv}.]
-Under the {look} {nook} lay only {look} {s:trifle}, {s:trifle} and {a:look} {trifle}. ¶
-{name=B}, $folkB, {moved} by. "{C:furry} {s:beast} like {look} things," {said} {B} {adv}.
-Feeling {mood} and {mood}, they {moved} $way to {a:scenic}, {scenic} {spot}.
+Under the {look} {nook} lay only {s:trifle}, {s:trifle} and {a:look} {trifle}. ¶
+{name=B}, $folkB, {moved} by. "{C:furry} {s:beast} like {look} things," {said} {B}.
+They {moved} $way to {a:scenic}, {scenic} {spot}.
 There sat {a:furry}, {furry} {beast=beast}, {adv} hugging the {@thing}. ¶
-{A/B=Holder} {adv} gave the {@beast} some {tasty} {food=food}, and took the {@thing}.
-While it ate the {@food}, {Holder} {gesture}, {gesture} and {adv} put the {@thing} into {a:look}, {look} {container}.
+{A/B=Holder} {adv} gave the {@beast} {tasty} {food=food}, and took the {@thing}.
+While it ate the {@food}, {Holder} {gesture}, {gesture} and put the {@thing} into {a:look} {container}.
 $moral
 """,
     # A present is made for a friend, with a tool lent for food.
     "present": """
 In {month} was the birthday of {name=B}, {A.his} {trait}, {trait} friend.
-"I wish for {a:look} {toy=wish}," {said} {B} {adv}, and {gesture}. ¶
+"I wish for {a:look} {toy=wish}," {said} {B} {adv}. ¶
 So {A} {moved} $way to {a:scenic}, {scenic} {spot}, where {name=C}, $folkC, was {adv} {chore}.
-"For some {tasty} {food=food}, I will lend you {a:look}, {look} {tool=tool}," {said} {C} {adv}.
-{A} {adv} brought the {@food}. {C} {gesture}, {gesture} and ate. <gone C>
-With the {@tool}, {A} worked {adv} and {adv} until {hour}. ¶
-On the birthday, {A?s} {adv} gave {B} {a:look} {container}.
-In it, among {s:trifle} and {s:trifle}, lay the {@wish}, {look} and {look}. <Holder=B>
+"Take this {look} {tool=tool} for {tasty} {food=food}," {said} {C}.
+{A} {adv} brought the {@food}, and with the {@tool} {A?s} worked {adv} and {adv} until {hour}. <gone C> ¶
+Among {look} {s:trifle} and {s:trifle}, {B} found the {@wish}, {look} and {look}. <Holder=B>
 {Holder} {gesture}, {gesture} and {adv} took it home.
 $moral
 """,
     # A river, a wall or a gorge is in the way; a helper takes a fee, and goes.
     "crossing": """
-Far away, by {a:scenic} {spot=spot}, {A.his} {trait}, {trait} {kin=kin} wished for some {tasty} {food=wish}.
+Far away, by {a:scenic} {spot=spot}, {A.his} {trait}, {trait} {kin=kin} wished for {tasty} {food=wish}.
 $When {A} put it and {count=count} {look} {s:trifle=fee} into {a:look} {container}, and {moved} $way.
-But {a:scenic}, {scenic} [river|wall|gorge|hedge] was in the way. ¶
-There {name=B}, $folkB, was {adv} {chore}. "Give me your {@count} {s:@fee}," {said} {B} {adv}.
-{B?} brought {a:look}, {look} {tool=tool}, and with the {@tool} {adv} helped {A} across.
-Then {B} {gesture}, {gesture} and {moved} away. <gone B> ¶
-At the {@spot}, {A.his} {@kin} tasted the {@wish}, {gesture} and {gesture}. "{C:tasty} and {tasty}!" {said} {A} {adv}.
+But {a:scenic} [river|wall|gorge|hedge] was in the way. ¶
+There {name=B}, $folkB, was {adv} {chore}. "Give me your {@count} {s:@fee}," {said} {B}.
+With {a:look}, {look} {tool} {B.he} {adv} helped {A}, {gesture} and {moved} away. <gone B> ¶
+At the {@spot}, {A.his} {@kin} tasted the {@wish} and {gesture}. "{C:tasty} and {tasty}!" {said} {A} {adv}.
 $moral
 """,
     # Trades lead to the thing that was wished for.
     "trade": """
 What {A} wished for was {a:look}, {look} {toy=wish}. But {A.he} had only {tasty} {food=food} and {look} {s:trifle}.
 $When {A?s} met {name=B}, $folkB, and {adv} gave {B.him} the {@food}.
-"Take my {look}, {look} {tool=tool}," {said} {B} {adv}, {gesture} and {moved} home. <gone B> ¶
-With the {@tool}, {A} {moved} $way to {a:scenic}, {scenic} {spot}.
-There {name=C}, $folkC, was {adv} {chore}. <Holder=C>
-{Holder} took the {@tool} {adv}, {gesture} and {gesture}. ¶
-Out of {a:look} {container} came {a:@wish}, {look} and {look}. "You are {trait} and {trait}," {said} {C}. <Holder=A>
-{Holder} held the {@wish} {adv} and {adv}.
+"Take my {look}, {look} {tool=tool}," {said} {B}, {gesture} and {moved} home. <gone B> ¶
+{A} {moved} $way to {a:scenic}, {scenic} {spot}.
+There {name=C}, $folkC, was {adv} {chore}. <Holder=C> {Holder} took the {@tool}, {gesture} and {gesture}. ¶
+Out of {a:look} {container} came {a:@wish}, {look} and {look}. "You are {trait} and {trait}," {said} {C} {adv}.
+<Holder=A> {Holder} held it {adv} and {adv}.
 $moral
 """,
     # Two friends quarrel over a thing, one leaves, and food mends it.
     "quarrel": """
-Next door lived {name=B}, $folkB. The two shared {a:look}, {colour=colour} {toy=thing}, and {game} on {day}.
+Next door lived {name=B}, $folkB. The two shared {a:look}, {colour=colour} {toy=thing}.
 But $when {A/B=Holder} {adv} took the {@thing} to {a:scenic}, {scenic} {spot}, and {gesture}.
-"You are {trait} and {trait}!" {said} {A} {adv}. "And you are {trait}!" {said} {B}.
-{B?} {gesture} {adv}, and {moved} home $way. <gone B> ¶
+"You are {trait} and {trait}!" {said} {A} {adv}. {B} {gesture}, and {moved} home $way. <gone B> ¶
 {A} sat alone, {mood}, {mood} and {mood}, and thought of {topic}, {topic} and {B}.
-By {hour} {A?s} put some {tasty}, {tasty} {food=food} into {a:look} {container}. <back B> ¶
+By {hour} {A?s} {moved} to {B} with {tasty}, {tasty} {food=food}. <back B> ¶
 "I am {mood} and {mood}," {said} {A} {adv}. {B} ate the {@food}, {gesture} and {gesture}.
 Then {Holder} {adv} shared the {@colour} {@thing}.
 $moral
@@ -102,23 +99,23 @@ $moral
     "contest": """
 Every {month}, {trait} and {trait} children met in {a:scenic}, {scenic} {spot}. The prize was {a:look} {toy=wish}.
 $When {A} {moved} there in {a:look}, {colour=colour} {cloth=cloth}.
-There stood {name=B}, $folkB. "I shall win," {said} {B} {adv}. {A} {gesture} {adv}. ¶
+There stood {name=B}, $folkB. "I shall win," {said} {B} {adv}. ¶
 The contest was in {chore}, {chore} and {game}. {name=C}, {a:trait}, {trait} {trade}, counted {adv}.
 {A} {gesture} {adv}, and {B} {gesture} {adv} and {adv}.
-"{A/B=Winner} has won, with {count} points," {said} {C} {adv}. ¶
-{C?} {adv} gave {Winner} the {@wish}, {look} and {look}. Then {C} {moved} home. <gone C>
-{Winner} {gesture}, {gesture} and {adv} hid it under {a:@colour} {@cloth}.
+"{A/B=Winner} has won, with {count} points," {said} {C}. ¶
+{C?} {adv} gave {Winner} the {@wish}, {look} and {look}.
+{Winner} {gesture} and hid it under {a:@colour} {@cloth}.
 $moral
 """,
     # A beast is rescued, with a tool fetched by a friend.
     "rescue": """
-Not far off was {a:scenic}, {scenic} {spot=spot}, where {A} looked for {look} {s:trifle} and {s:flower} $when.
+Not far off was {a:scenic}, {scenic} {spot=spot}, where {A} looked for {look} {s:trifle} and {s:flower}.
 In the {storm} lay {a:furry}, {furry} {beast=beast}, hurt, {mood} and {mood}.
 {A?} {gesture} {adv}, and {moved} $way to {name=B}, $folkB. ¶
 "There is {a:@beast} in the {@spot}!" {said} {A} {adv}.
 {B} {gesture}, and {adv} brought {a:look}, {look} {tool=tool}. <Holder=B>
-{Holder} {adv} pushed the {@tool} under it, and {A} pulled {adv} and {adv}. ¶
-Soon it was free, {mood} and {mood}. {B} {gesture} and {moved} home with the {@tool}. <gone B>
+{Holder} pushed the {@tool} under it, and {A} pulled {adv} and {adv}. ¶
+Soon it was free. {B} {gesture} and {moved} home with the {@tool}. <gone B>
 But the {@beast} ate {tasty} {food} with {A}, {furry} and {furry}.
 $moral
 """,
@@ -126,11 +123,10 @@ $moral
     "storm": """
 With {name=B}, $folkB, {A} {moved} $way $when. They carried {tasty} {food=food} and {a:look} {tool=tool}.
 Then came {storm}, {storm} and {storm}. "I am {mood} and {mood}," {said} {B} {adv}. ¶
-{A/B=Holder} {adv} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot=spot}.
+{A/B=Holder} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot}.
 There {name=C}, $folkC, was {adv} {chore}.
 "You look {mood}, {B}!" {said} {C} {adv}, and brought {a:look}, {colour=colour} {cloth=cloth}.
-They ate the {@food} with {tasty} {food}, and talked of {topic}, {topic} and {topic}. ¶
-By {hour} it was {sky}. {C} {gesture} and stayed in the {@spot}. <gone C>
+They ate the {@food}, and talked of {topic}, {topic} and {topic}. <gone C> ¶
 {Holder} carried the {@tool}, {A/B=Winner} wore the {@colour} {@cloth}, and both {moved} home, {mood} and {mood}.
 $moral
 """,
@@ -139,9 +135,9 @@ $moral
 For {count=count} days, {tasty} {food=food} had vanished from {a:scenic}, {scenic} {spot=spot}.
 "The thief is {name=B}, that {trait}, {trait} {trade}!" {said} {A} {adv}.
 "After {@count} days I am {mood} and {mood}," {said} {B} {adv}. ¶
-$When {A?s} brought {a:look}, {look} {tool=tool}, and both {moved} $way to the {@spot}.
-They sat {adv} between {look} {s:trifle} and {look} {s:trifle}, {mood} and {mood}.
-By {hour}, {a:furry}, {furry} {beast=beast} {moved} in and ate the {@food} {adv}. ¶
+$When {A?s} brought {a:look}, {look} {tool=tool}, and both {moved} to the {@spot}.
+They sat {adv} between {look} {s:trifle} and {s:flower}, {mood} and {mood}.
+By {hour}, {a:furry}, {furry} {beast=beast} {moved} in and ate the {@food}. ¶
 {A/B=Holder} {adv} caught the {@beast} with the {@tool}. "It is only {mood} and {mood}," {said} {B} {adv}.
 {Holder} {gesture}, {gesture} and gave it {a:look}, {colour} {container} of {@food}.
 $moral
@@ -149,13 +145,13 @@ $moral
     # A beast is wished for, and comes.
     "pet": """
 Nothing would have made {A} so {mood} and {mood} as {a:furry}, {furry} {beast=wish}.
-But {A.his} {trait}, {trait} {kin=kin} {gesture}. "{C:furry} beasts are {mood}," {A.his} {@kin} {said} {adv}. ¶
+"{C:furry} beasts are {mood}," {A.his} {trait}, {trait} {kin} {said} {adv}. ¶
 $When {A?s} {moved} $way to {a:scenic}, {scenic} {spot}.
 There {name=B}, $folkB, was {adv} {chore}. "I wish for {a:@wish}," {said} {A} {adv}.
-"Bring me {count=count} {look} {s:trifle=fee} and some {tasty} {food=food}," {said} {B} {adv}. ¶
+"Bring me {count=count} {look} {s:trifle=fee} and {tasty} {food=food}," {said} {B}. ¶
 {A} {gesture}, and {adv} brought the {@food} and the {@count} {s:@fee}.
 Then out of {a:colour} {nook} {moved} {a:@wish}, {furry} and {furry}.
-{B} {gesture}, ate the {@food} {adv} and {moved} away. <gone B> The {@wish} {adv} kissed {A}.
+{B} {gesture} and {moved} away. <gone B> The {@wish} {adv} kissed {A}.
 $moral
 """,
 }

@@ -10,13 +10,14 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from llm.corpus.stories.compiler import Compiler, expand
 from llm.corpus.stories.plots import PARTS
-from llm.corpus.stories.program import Compiler, Step, expand
+from llm.corpus.stories.program import Step
 from llm.corpus.stories.teller import Broken, Pick, Reader, Reteller, Teller, Writer
 from llm.corpus.stories.words import BAGS
 
 
-class NotAStory(ValueError):  # noqa: N818 (says what the text is not)
+class NotAStory(ValueError):
     """The text has no derivation: where it stops making sense, what kind of mistake that is, and why."""
 
     def __init__(self, broken: Broken) -> None:

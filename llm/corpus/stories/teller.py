@@ -1,10 +1,10 @@
 """Who tells the story: one program, told in several ways.
 
-The program (`program.py`) walks through a story and asks its teller at every step: `say` fixed words, `pick` a word of
-a bag, `choose` one of the words that are true here, take a `fork`. A `Writer` decides by random numbers and writes; a
-`Reader` finds every decision again in a given text; a `Reteller` repeats recorded decisions. As the words of a decision
-stand in the text right where it is taken, and no two of them can stand at the same place, a text has at most one
-reading, found without ever going back, and its probability is the product over the decisions.
+The program (`plots.py`, compiled by `compiler.py`) walks through a story and asks its teller at every step: `say` fixed
+words, `pick` a word of a bag, `choose` one of the words that are true here, take a `fork`. A `Writer` decides by random
+numbers and writes; a `Reader` finds every decision again in a given text; a `Reteller` repeats recorded decisions. As
+the words of a decision stand in the text right where it is taken, and no two of them can stand at the same place, a
+text has at most one reading, found without ever going back, and its probability is the product over the decisions.
 """
 
 import math
@@ -29,7 +29,7 @@ class Pick(NamedTuple):
     tracked: bool  # whether the world so far restricted it: a fact to remember
 
 
-class Broken(Exception):  # noqa: N818 (no error of the program: it ends a reading)
+class Broken(Exception):
     """The text stops making sense at `position`."""
 
     def __init__(self, position: int, kind: str, reason: str) -> None:
@@ -195,19 +195,21 @@ class Reader(Teller):
         raise self._fail(f"{legal[0]} has to follow")
 
     def fork(self, fork: "Fork") -> "Branch":
-        for i, branch in fork.spelled:
-            if self.given.startswith(branch.label, self.position):
-                break
-        else:
-            rest = self.given[self.position :]
-            if fork.otherwise is None or any(branch.label.startswith(rest) for _, branch in fork.spelled):
-                if any(branch.label.startswith(rest) for _, branch in fork.spelled):
-                    raise self._cut_off()
-                raise self._fail("another turn has to follow")
-            i = fork.otherwise
+        i = self._turn(fork)
         branch = fork.branches[i]
         self.picks.append(Pick(fork.slot, branch.label, fork.log2[i], self.position, False))
         return branch
+
+    def _turn(self, fork: "Fork") -> int:
+        for i, branch in fork.spelled:
+            if self.given.startswith(branch.label, self.position):
+                return i
+        rest = self.given[self.position :]
+        if any(branch.label.startswith(rest) for _, branch in fork.spelled):
+            raise self._cut_off()
+        if fork.otherwise is None:
+            raise self._fail("another turn has to follow")
+        return fork.otherwise
 
     def finish(self) -> None:
         """Nothing may follow the story's end."""

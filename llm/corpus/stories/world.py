@@ -9,7 +9,7 @@ Kinds of mistake: `pronoun` (she for Tom), `person` (another one of the story), 
 `thing`, `tool`, `place`, `animal`, `food`, `clothes`, `colour`, `number`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from llm.corpus.stories.bags import Bag
 from llm.corpus.stories.words import GIRLS
@@ -53,12 +53,6 @@ class World:
         self.gone: set[str] = set()
         self.last: dict[bool, str] = {}  # is a girl -> whom the pronoun means
 
-    def copy(self) -> "World":
-        twin = World()
-        twin.roles, twin.people = dict(self.roles), list(self.people)
-        twin.gone, twin.last = set(self.gone), dict(self.last)
-        return twin
-
     # -- facts ---------------------------------------------------------------------------------------------------
 
     def introduce(self, role: str, name: str) -> None:
@@ -87,7 +81,7 @@ class World:
         girl = name in GIRLS
         return (name, PRONOUNS[case][girl]) if self.last.get(girl) == name else (name,)
 
-    def wrong_people(self, role: str, allowed: Collection[str], case: str, names: Bag) -> dict[str, Sequence[str]]:
+    def wrong_people(self, role: str, allowed: Collection[str], case: str, names: Bag) -> dict[str, list[str]]:
         """Kind -> what would be wrong here. `case` is the pronoun's case, empty where only a name can stand."""
         wrong: dict[str, list[str]] = {}
         for name in self.people:
@@ -98,9 +92,8 @@ class World:
             other = [word for word in PRONOUNS[case] if word not in allowed]
             if other:
                 wrong["pronoun"] = other
-        kinds: dict[str, Sequence[str]] = dict(wrong)
-        kinds["stranger"] = names.values
-        return kinds
+        wrong["stranger"] = [name for name in names.values if name not in self.people]
+        return wrong
 
     def why_person(self, kind: str, role: str, wrong: str) -> str:
         right = self.roles[role]

@@ -1,0 +1,94 @@
+"""The stage `tokenizer` on a small corpus: what it writes, twice the same, and its one-line errors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.corpus.build import build
+from llm.corpus.config import CorpusConfig
+from llm.errors import WordmillError
+from llm.tokenizer.config import TokenizerConfig
+from llm.tokenizer.tokenizer import Tokenizer
+from stages import tokenizer as stage_module
+
+
+class Told:
+    """Stands for the stage: keeps what MLflow would be told."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+        self.artifacts: list[Path] = []
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.figures |= values
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self.artifacts.append(path)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(f"Ann gave {i} keys to Tom, who hid them under the old mill's {i}th stone." for i in range(400))
+    Path("raw.txt").write_text(text)
+    config = CorpusConfig(source="files", paths=("raw.txt",), split_text="line", documents=0)
+    build(config, Path("data/corpus"), Path("scratch"))
+    return Path("data/corpus")
+
+
+def run(**settings: Any) -> Told:
+    told = Told()
+    params = stage_module.Params(TokenizerConfig(**{"vocab_size": 300} | settings))
+    stage_module.run(params, told)  # type: ignore[arg-type]
+    return told
+
+
+def written() -> dict[str, bytes]:
+    paths = [*Path("data/tokenizer").iterdir(), Path("reports/tokenizer.json")]
+    return {path.as_posix(): path.read_bytes() for path in paths}
+
+
+def test_what_it_writes(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = run()
+    assert sorted(path.name for path in Path("data/tokenizer").iterdir()) == [
+        *("manifest.json", "tokenizer.json", "tokenizer_config.json")
+    ]
+    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    assert tokenizer.vocab_size == 300
+    manifest = json.loads(Path("data/tokenizer/manifest.json").read_text())
+    made_from = json.loads((corpus / "manifest.json").read_text())
+    assert manifest["tokenizer"] == tokenizer.fingerprint
+    assert manifest["trained_on"]["corpus"] == made_from["digest"]
+    assert manifest["trained_on"]["bytes"] == made_from["splits"]["train"]["bytes"]
+    report = json.loads(Path("reports/tokenizer.json").read_text())
+    assert report["vocab_size"] == told.figures["vocab_size"] == 300
+    assert 2 < report["val_bytes_per_token"] < 10
+    assert len(report["longest_tokens"][0].encode()) == report["longest_token_bytes"]
+    assert "300 tokens" in capsys.readouterr().out
+    assert all(path.exists() for path in told.artifacts)
+
+
+def test_twice_the_same_bytes(corpus: Path) -> None:
+    run()
+    once = written()
+    run()
+    assert written() == once
+
+
+def test_a_sample_is_recorded(corpus: Path) -> None:
+    run(max_train_bytes=5000)
+    made = json.loads(Path("data/tokenizer/manifest.json").read_text())["trained_on"]
+    assert 4000 < made["bytes"] <= 5000 < made["split_bytes"]
+
+
+def test_vocabulary_beyond_the_corpus(corpus: Path) -> None:
+    with pytest.raises(WordmillError, match="vocab_size: 50000 asked"):
+        run(vocab_size=50_000)
+
+
+def test_missing_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WordmillError, match="the stage `download` makes"):
+        run()

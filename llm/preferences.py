@@ -200,4 +200,5 @@ def _parse(line: str, where: str, share: float) -> Pair:
         if not isinstance(record, dict) or not isinstance(record.get(key), str):
             raise WordmillError(f"{where}: key {key!r} is missing or not a string")
         parts.append(record[key])
-    return Pair(*parts, kind="given", split=hashed_split(parts[0], share))
+    prompt, chosen, rejected = parts
+    return Pair(prompt, chosen, rejected, "given", hashed_split(prompt, share))

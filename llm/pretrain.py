@@ -165,7 +165,7 @@ def pretrain(
 
 def saved_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights and optimizer state under flat names, as a checkpoint holds them."""
-    tensors = {f"model.{name}": weight for name, weight in model.named_parameters()}
+    tensors: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.named_parameters()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
     return tensors

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BASE, DPO, LIMIT, VALIDATION = "#2f6db3", "#d9772b", "#5f6b76", "#b3362f"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "wordmill",
     "svg.fonttype": "none",
     "font.family": "sans-serif",

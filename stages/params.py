@@ -19,7 +19,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -101,11 +101,9 @@ def _section(section_type: type, values: Mapping[str, Any], where: str) -> Any:
         if key not in values:
             raise WordmillError(f"{where}.{key}: missing; see presets/default.yaml")
     types = get_type_hints(section_type)
-    checker = create_model(
-        section_type.__name__,
-        __config__=ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=()),
-        **{key: (types[key], ...) for key in known},
-    )
+    required: dict[str, Any] = {key: (types[key], ...) for key in known}
+    strict = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+    checker: type[BaseModel] = create_model(section_type.__name__, __config__=strict, **required)
     try:
         # JSON mode is strict about types and still takes a list for a tuple.
         typed = checker.model_validate_json(json.dumps(values))

@@ -5,6 +5,8 @@
 - reads the declared sections of params.yaml and turns a WordmillError into one line and exit status 2;
 - asks the kernel to end the process when its parent dies: DVC forwards no signal, and an orphaned training would go
   on beside the next one;
+- ends it at the first SIGTERM or Ctrl-C, and takes no second one: whoever stops a stage often does so twice (a
+  terminal and DVC, a scheduler and the kernel), and the MLflow run must still be closed;
 - holds a lock per stage, for the same reason;
 - gives the stage a scratch folder `runs/<stage>/<fingerprint>/`. The fingerprint is taken from the params and the
   content of every dependency, so a run that was killed finds its own state again, and a changed run never finds a
@@ -31,6 +33,7 @@ from stages import params as params_file
 from stages.tracking import Tracker
 
 RUNS = Path("runs")
+LOCK_SECONDS = 10.0  # how long the end of a stopped predecessor may take
 P = TypeVar("P")
 
 
@@ -47,9 +50,10 @@ class Stage:
 
 
 def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
-    """Run one stage; never returns. Exit status 0, 2 for a user's mistake, 143 after SIGTERM."""
+    """Run one stage; never returns. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, _stop)
     _die_with_parent()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         _run(name, params_type, run)
     except WordmillError as error:
@@ -66,7 +70,7 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
     RUNS.mkdir(exist_ok=True)
     lock = FileLock(RUNS / f"{name}.lock")
     try:
-        lock.acquire(timeout=10)
+        lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
         raise WordmillError(f"another `{name}` runs in this folder; wait for it, or stop it, and try again") from None
     with lock:
@@ -114,5 +118,9 @@ def _die_with_parent() -> None:
             sys.exit(143)
 
 
-def _terminate(signum: int, frame: Any) -> None:
+def _stop(signum: int, frame: Any) -> None:
+    for taken in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(taken, signal.SIG_IGN)
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + signum)

@@ -1,0 +1,259 @@
+"""What surrounds every stage, tried on a small one in processes of its own that are killed, interrupted and doubled."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from llm.errors import WordmillError
+from stages.stage import digest
+
+REPO = Path(__file__).parents[2]
+
+# Its tracker takes no part in what is tested here but the end: closing a run takes a moment, like MLflow's.
+TOY = """
+import sys, time
+from dataclasses import dataclass
+from pathlib import Path
+from llm.errors import WordmillError
+from stages import stage as around
+
+class SlowlyClosed:
+    def __init__(self, **known): pass
+    metrics = artifact = dataset = tags = outputs = lambda self, *args: None
+    def __enter__(self): return self
+    def __exit__(self, kind, error, trace):
+        Path("closing").touch()
+        time.sleep(0.5)
+        Path("closed").write_text(kind.__name__ if kind else "")
+
+@dataclass(frozen=True)
+class Samples:
+    seconds: float
+    mistake: str
+
+@dataclass(frozen=True)
+class Params:
+    samples: Samples
+
+def run(params, stage):
+    kept = stage.scratch / "kept"
+    seen = kept.read_text() if kept.exists() else "nothing"
+    if params.samples.mistake == "user":
+        raise WordmillError("samples.mistake: user; use none")
+    if params.samples.mistake == "bug":
+        raise KeyError("deep down")
+    kept.write_text(f"{params.samples.seconds}")
+    Path("ready").touch()
+    time.sleep(params.samples.seconds if seen == "nothing" else 0)
+    Path("out.txt").write_text(f"found {seen}")
+
+around.Tracker = SlowlyClosed
+around.LOCK_SECONDS = 0.2
+around.main("toy", Params, run)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    Path("toy.py").write_text(TOY)
+    Path("in.txt").write_text("one")
+    toy = f"cmd: '{sys.executable} toy.py', deps: [toy.py, in.txt], params: [samples], outs: [out.txt]"
+    Path("dvc.yaml").write_text(f"stages: {{toy: {{{toy}}}}}")
+    write_params(60)
+    return tmp_path
+
+
+def write_params(seconds: float, mistake: str = "none") -> None:
+    Path("params.yaml").write_text(f"samples: {{seconds: {seconds}, mistake: {mistake}}}\n")
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command (the toy itself, if none is given) in a session of its own; nothing of it outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*command: str) -> subprocess.Popen[str]:
+        Path("ready").unlink(missing_ok=True)
+        process = subprocess.Popen(
+            command or (sys.executable, "toy.py"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+    for orphan in toys(folder):
+        orphan.kill()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def toys(folder: Path) -> list[psutil.Process]:
+    """Toys that run in this folder, whoever started them."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd", "status"]):
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE
+        if alive and process.info["cwd"] == str(folder) and "toy.py" in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def scratches() -> list[Path]:
+    return sorted(Path("runs/toy").iterdir())
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+def test_success_leaves_the_output_and_no_scratch(start: Start) -> None:
+    write_params(0)
+    assert start().wait(20) == 0
+    assert Path("out.txt").read_text() == "found nothing"
+    assert scratches() == []
+    assert Path("closed").read_text() == ""
+
+
+def test_a_killed_run_finds_its_own_scratch_again(start: Start) -> None:
+    process = start()
+    wait_for(Path("ready").exists)
+    process.kill()
+    process.wait()
+    assert not Path("closed").exists()  # nothing of it had a chance to run
+    (scratch,) = scratches()
+    assert start().wait(20) == 0
+    assert Path("out.txt").read_text() == "found 60.0"
+    assert not scratch.exists()
+
+
+@pytest.mark.parametrize("changed", ["params", "input", "code"])
+def test_a_changed_run_never_sees_a_stale_scratch(start: Start, changed: str) -> None:
+    process = start()
+    wait_for(Path("ready").exists)
+    process.kill()
+    process.wait()
+    (stale,) = scratches()
+    if changed == "params":
+        write_params(61)
+    elif changed == "input":
+        Path("in.txt").write_text("two")
+    else:
+        Path("toy.py").write_text(f"{TOY}\n# changed\n")
+    start()
+    wait_for(Path("ready").exists)
+    (fresh,) = scratches()  # the stale one is gone: it can serve nobody any more
+    assert fresh.name != stale.name
+    time.sleep(0.1)
+    assert not Path("out.txt").exists()  # it found nothing, and works its minute
+
+
+def test_a_second_one_of_the_same_is_refused_in_one_line(start: Start) -> None:
+    first = start()
+    wait_for(Path("ready").exists)
+    second = start()
+    _, told = second.communicate(timeout=20)
+    assert second.returncode == 2
+    assert told == "toy: another `toy` runs in this folder; wait for it, or stop it, and try again\n"
+    assert first.poll() is None
+
+
+@pytest.mark.parametrize(("first", "status", "kind"), [("TERM", 143, "SystemExit"), ("INT", 130, "KeyboardInterrupt")])
+@pytest.mark.parametrize("second", ["TERM", "INT"])
+def test_only_the_first_signal_counts(start: Start, first: str, status: int, kind: str, second: str) -> None:
+    process = start()
+    wait_for(Path("ready").exists)
+    process.send_signal(signal.Signals[f"SIG{first}"])
+    wait_for(Path("closing").exists)
+    process.send_signal(signal.Signals[f"SIG{second}"])
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == status
+    assert Path("closed").read_text() == kind  # the second one did not break off the closing
+    assert told == ("toy: interrupted; `dvc repro` goes on where it stopped\n" if first == "INT" else "")
+    assert len(scratches()) == 1
+    assert start().wait(20) == 0
+    assert Path("out.txt").read_text() == "found 60.0"
+
+
+def test_mistakes_are_one_line_and_bugs_a_traceback(start: Start) -> None:
+    write_params(0, "user")
+    process = start()
+    _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (2, "toy: samples.mistake: user; use none\n")
+    write_params(0, "bug")
+    process = start()
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert told.startswith("Traceback")
+    assert told.endswith("KeyError: 'deep down'\n")
+
+
+@pytest.fixture
+def dvc(folder: Path) -> str:
+    program = str(Path(sys.executable).with_name("dvc"))
+    subprocess.run([program, "init", "-q", "--no-scm"], check=True)
+    return program
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("how", ["KILL", "TERM"])
+def test_it_dies_with_dvc(folder: Path, dvc: str, start: Start, how: str) -> None:
+    process = start(dvc, "repro")
+    wait_for(Path("ready").exists)
+    assert len(toys(folder)) == 1
+    process.send_signal(signal.Signals[f"SIG{how}"])
+    process.wait(20)
+    wait_for(lambda: not toys(folder), 5)
+    assert Path("closed").read_text() == "SystemExit"
+    assert subprocess.run([dvc, "repro", "-q"]).returncode == 0
+    assert Path("out.txt").read_text() == "found 60.0"
+
+
+def test_ctrl_c_ends_dvc_and_stage(folder: Path, dvc: str, start: Start) -> None:
+    process = start(dvc, "repro")
+    wait_for(Path("ready").exists)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells all that run in it
+    _, told = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "toy: interrupted; `dvc repro` goes on where it stopped" in told
+    assert "Traceback" not in told
+    assert toys(folder) == []
+    assert subprocess.run([dvc, "repro", "-q"]).returncode == 0
+    assert Path("out.txt").read_text() == "found 60.0"
+
+
+def test_digest_tells_names_and_contents_apart(tmp_path: Path) -> None:
+    def made(name: str, files: dict[str, str]) -> str:
+        for file, text in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return digest(tmp_path / name)
+
+    first = made("first", {"a": "1", "b/c": "2"})
+    assert made("same", {"b/c": "2", "a": "1"}) == first
+    assert made("moved", {"a": "1", "c": "2"}) != first
+    assert made("swapped", {"a": "2", "b/c": "1"}) != first
+    assert made("more", {"a": "1", "b/c": "2", "d": ""}) != first
+    assert digest(tmp_path / "first/a") == "6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"
+    with pytest.raises(WordmillError, match="not found; `dvc repro` makes it"):
+        digest(tmp_path / "none")

@@ -78,7 +78,8 @@ def score_documents(model: Transformer, tokenizer: Tokenizer, texts: Sequence[st
     byte_counts = np.array([len(text.encode()) for text in texts], dtype=np.float64)
     if len(texts) == 1:
         return Scores(nats, tokens, byte_counts[0] * tokens / tokens.sum())
-    return Scores(*(np.bincount(owner, of_segment, len(texts)) for of_segment in (nats, tokens)), byte_counts)
+    by_document = [np.bincount(owner, of_segment, len(texts)) for of_segment in (nats, tokens)]
+    return Scores(by_document[0], by_document[1], byte_counts)
 
 
 def bracketed(tokenizer: Tokenizer, text: str) -> np.ndarray:

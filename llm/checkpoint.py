@@ -30,7 +30,8 @@ def write(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping
     payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     _write_synced(temporary / "tensors.safetensors", payload)
     record = {"step": step, "sha256": hashlib.sha256(payload).hexdigest(), "state": dict(state)}
-    _write_synced(temporary / "state.json", json.dumps(record, sort_keys=True).encode())
+    # Keys stay in the caller's order: a resumed run's curve must have the columns of an uninterrupted one's.
+    _write_synced(temporary / "state.json", json.dumps(record).encode())
     _sync_folder(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)

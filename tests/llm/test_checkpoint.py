@@ -26,12 +26,13 @@ while True:
 
 def test_round_trip(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(3, 4), "b.c": torch.arange(5)}
-    checkpoint.write(tmp_path, 7, tensors, {"records": [0.1 + 0.2]})
+    checkpoint.write(tmp_path, 7, tensors, {"records": [{"loss": 0.1 + 0.2, "accuracy": 1.0}]})
     found = checkpoint.latest(tmp_path)
     assert found is not None
     step, read, state = found
     assert step == 7
-    assert state == {"records": [0.1 + 0.2]}
+    assert state == {"records": [{"loss": 0.1 + 0.2, "accuracy": 1.0}]}
+    assert list(state["records"][0]) == ["loss", "accuracy"]  # files are written from them, column by column
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 

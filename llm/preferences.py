@@ -181,7 +181,7 @@ def _from_files(config: PreferencesConfig) -> Iterator[Pair]:
         path = Path(name)
         if not path.is_file():
             raise WordmillError(f"preferences.paths: {name}: not found")
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if read == config.pairs:
                     return
@@ -190,15 +190,21 @@ def _from_files(config: PreferencesConfig) -> Iterator[Pair]:
                     yield _parse(line, f"{name} line {number}", config.held_out_share)
 
 
-def _parse(line: str, where: str, share: float) -> Pair:
+def _parse(line: bytes, where: str, share: float) -> Pair:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode("utf-8-sig"))  # Windows editors put a mark before the first line
+    except UnicodeDecodeError:
+        raise WordmillError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise WordmillError(f"{where}: not valid JSON: {error.msg}") from None
+    except RecursionError:
+        raise WordmillError(f"{where}: not valid JSON: nested too deeply") from None
     parts = []
     for key in ("prompt", "chosen", "rejected"):
         if not isinstance(record, dict) or not isinstance(record.get(key), str):
             raise WordmillError(f"{where}: key {key!r} is missing or not a string")
+        if any("\ud800" <= character <= "\udfff" for character in record[key]):
+            raise WordmillError(f"{where}: key {key!r} holds half of a character (a lone surrogate); mend the text")
         parts.append(record[key])
     prompt, chosen, rejected = parts
     return Pair(prompt, chosen, rejected, "given", hashed_split(prompt, share))

@@ -99,7 +99,8 @@ class Progress(Generic[T]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        if error is None or self._bar is not None:
+            self.close()  # in a log, the last line after a failure is the failure's own
 
 
 @overload

@@ -3,18 +3,22 @@
 Writes reports/samples.md for reading and reports/samples.json for the report.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import documents
+from llm.errors import WordmillError
 from llm.generate import Sampling, generate
 from llm.model import folder
 from llm.samples import SamplesConfig, opening
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
+
+LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ def run(params: Params, stage: Stage) -> None:
     written = {}
     for name in ("base", "dpo"):
         model = folder.load(Path("models") / name)
+        check_fit(encoded, bool(config.prompts), model.config.block_size)
         end = tokenizer.end_of_text
         ids = generate(model, encoded, config.max_new_tokens, sampling, config.seed, end, compute)
         written[name] = [tokenizer.decode(row) for row in ids]
@@ -47,6 +52,17 @@ def run(params: Params, stage: Stage) -> None:
     page.write_text(markdown(samples, sampling), encoding="utf-8")
     stage.artifact(page)
     print(page.read_text(encoding="utf-8"))
+
+
+def check_fit(prompts: list[list[int]], own: bool, block_size: int) -> None:
+    """Raises WordmillError if a prompt, its end-of-text token included, leaves no room in the context."""
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) >= block_size:
+            where = f"samples.prompts: prompt {number}" if own else f"samples.opening_characters: opening {number}"
+            raise WordmillError(
+                f"{where} has {len(prompt) - 1} tokens, and model.block_size {block_size} leaves room for "
+                f"{block_size - 2} and one to follow; shorten it"
+            )
 
 
 def markdown(samples: list[dict[str, str]], sampling: Sampling) -> str:
@@ -65,18 +81,23 @@ def markdown(samples: list[dict[str, str]], sampling: Sampling) -> str:
 
 def quoted(prompt: str, text: str) -> str:
     """A Markdown quotation that keeps line ends; the prompt's lines are bold."""
-    lines = [f"**{escaped(line)}**" if line.strip() else "" for line in prompt.split("\n")]
-    first, *rest = text.split("\n")
-    lines[-1] += escaped(first)
+    # Not **…**, which is no longer bold where a comma stands before it and a letter behind it.
+    lines = [f"<b>{escaped(line)}</b>" if line.strip() else "" for line in LINE_END.split(prompt)]
+    first, *rest = LINE_END.split(text)
+    lines[-1] += escaped(first, begins=not lines[-1])
     lines += [escaped(line) for line in rest]
-    return "\n".join(f"> {line}  " if line else ">" for line in lines)
+    return "\n".join(f"> {line}  " if line.strip() else ">" for line in lines)
 
 
-def escaped(text: str) -> str:
-    """`text` with the characters that Markdown gives a meaning to made plain."""
-    for character in "\\`*_[]<>#|":
-        text = text.replace(character, "\\" + character)
-    return text
+def escaped(line: str, begins: bool = True) -> str:
+    """`line` with what Markdown gives a meaning to made plain; `begins` where it stands at the beginning of one."""
+    text = re.sub(r"([\\`*_\[\]<>&~|])", r"\\\1", line)
+    if not begins:
+        return text
+    indent = len(text) - len(text := text.lstrip(" \t"))
+    text = re.sub(r"^([#+=-])", r"\\\1", text)
+    text = re.sub(r"^([0-9]+)([.)])", r"\1\\\2", text)
+    return "&nbsp;" * indent + text
 
 
 if __name__ == "__main__":

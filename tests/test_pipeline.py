@@ -238,11 +238,10 @@ def test_killed_in_the_middle_or_not_a_forced_rebuild_gives_the_same_bytes(built
     assert built.lock == before
     assert (built.folder / "dvc.lock").read_bytes() == lock
     assert built.run("git", "status", "--short") == ""
-    (killed, resumed) = built.runs("tags.`wordmill.stage` = 'pretrain'")[-2:]
-    assert (killed.info.status, resumed.info.status) == ("KILLED", "FINISHED")
-    assert (
-        resumed.data.metrics["val_loss"] == built.runs("tags.`wordmill.stage` = 'pretrain'")[0].data.metrics["val_loss"]
-    )
+    runs = built.runs("tags.`wordmill.stage` = 'pretrain'")  # the killed one may have come to its end before its run
+    assert runs[-1].info.status == "FINISHED"
+    assert runs[-1].data.metrics["val_loss"] == runs[0].data.metrics["val_loss"]
+    assert built.runs("attributes.status = 'RUNNING'") == []
 
 
 def test_experiments_metrics_and_plots(built: Checkout) -> None:

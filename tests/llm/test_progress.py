@@ -29,6 +29,12 @@ def test_a_log_is_not_flooded(capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith("count: 1,000 of 1,000 steps")
 
 
+def test_a_failure_has_the_last_word_in_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), progress(total=3, label="count") as bar:
+        bar.update(1 // bar.done)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_was_done_before_is_not_speed(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(unit="B", label="a.txt") as bar:
         bar.start_at(5_000_000, total=10_000_000)

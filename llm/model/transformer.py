@@ -5,8 +5,9 @@
 - Grouped queries: n_kv_head key and value heads serve n_head query heads (Ainslie et al. 2023).
 - SwiGLU: down(silu(gate(x)) · up(x)).
 - Query, key and value are one matrix product, gate and up another: fewer, larger products are faster.
-- Weights start normal with standard deviation 0.02; the two matrices that write into the residual stream are scaled
-  down by √(2 n_layer), so that its variance does not grow with depth (GPT-2).
+- A matrix starts normal with standard deviation 1/√(its inputs), so that every width starts with signals of size one;
+  the two that write into the residual stream are scaled down by √(2 n_layer), so that its variance does not grow with
+  depth (GPT-2). The embedding, which is also the head, starts at 0.5/√D: first logits of size one half.
 
 Shapes: B batch, T time, D d_model, H query heads, K key-value heads, E head width, V vocabulary.
 """
@@ -126,8 +127,11 @@ class Transformer(nn.Module):
             if weight.ndim == 1:
                 nn.init.ones_(weight)
                 continue
-            writes_residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
-            std = 0.02 / math.sqrt(2 * self.config.n_layer) if writes_residual else 0.02
+            std = 1 / math.sqrt(weight.shape[1])
+            if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
+                std /= math.sqrt(2 * self.config.n_layer)
+            elif name in ("embedding.weight", "head.weight"):
+                std *= 0.5
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:

@@ -7,19 +7,8 @@ bits that no model can foresee. Classes whose words must be remembered (names, `
 
 from llm.corpus.stories.bags import Bag
 
-_GIRLS = """
-ada alice amy anna bella bess bonnie cara clara cora daisy dora edith ella elsa emma erin eva fern flora freya gerda
-grace greta hanna hazel heidi helen holly ida ines iris ivy jane jill josie joy judy julia karin kate kitty lena lily
-lotte lucy mabel maggie maria martha maya mia millie mina molly nell nina nora olive paula pearl penny petra polly rosa
-rosie ruby sally sara sofia stella susan tess thea tilda vera wanda wilma zoe
-"""
-_BOYS = """
-adam alan albert alfie anton archie arthur ben bert bill boris bruno carl caspar charlie colin conrad dan david dennis
-edgar edwin eli emil eric felix finn frank fred fritz george gus hans harold harry henry hugo ian isaac ivan jack jacob
-jasper jim joe john jonas karl kevin kurt lars leo leon louis luke magnus marco martin max miles moritz ned nick noah
-olaf oliver oscar otto owen pablo paul percy peter philip ralph robin sam simon stefan ted theo tim tom toby victor
-walter will
-"""
+_GIRLS = "ada alice clara daisy emma flora greta ida ivy lucy maya nora rosa ruby stella wilma"
+_BOYS = "adam ben carl david felix george hugo jack leo max noah oscar paul sam tom victor"
 
 _LISTS = {
     # A person's nature: before "girl", "friend" and trades, and after "You are".
@@ -103,51 +92,35 @@ glade grove hut inlet isle kingdom outpost park ranch resort shire swamp tundra 
 """,
     # Places where things happen.
     "spot": """
-bridge barn well orchard pond gate stable bakery cave chapel church cottage fountain garden graveyard greenhouse
-henhouse cabin hut kitchen library lighthouse market meadow mill museum nursery oven palace park pier playground porch
-quarry railway river school shed shop sawmill spring square station stream temple tower treehouse tunnel vineyard
-waterfall wharf windmill workshop attic cellar courtyard crossroads dairy ferry forge haystack hedge hillside hollow
-inn jetty kennel lawn ruin signpost stairway theatre wall woodshed
+bridge barn well orchard pond stable bakery cave chapel cottage garden kitchen library lighthouse market meadow
+mill palace pier school temple tower wharf windmill
 """,
     # Things a child would love to have.
     "toy": """
-kite drum ball doll flute puppet whistle top marble bell book bow balloon boat bicycle sledge trumpet violin guitar
-harp horn rattle mask crown necklace bracelet ring locket brooch mirror music_box puzzle robot scooter ship spyglass
-telescope compass teddy yo-yo hoop swing tambourine fiddle harmonica accordion banjo piano globe magnet medal paintbox
-pencil feather shell pebble pearl crystal coin lantern train truck wagon cart clock dollhouse hobby_horse jigsaw
-periscope pinwheel snow_globe saddle unicycle xylophone
+kite drum ball doll flute puppet whistle marble bell book boat bicycle sledge trumpet violin guitar harp mask
+crown necklace ring robot lantern train clock
 """,
     # Things to work with.
     "tool": """
-rope ladder spade hammer net bucket axe saw shovel rake broom pole stick lamp torch candle knife key chain hook basket
-barrel blanket bottle box crate cushion fish_trap handcart hoe jug lever mattress nail needle oar paddle pan pitchfork
-plank pot pulley pump raft sack file scythe sickle spoon stool tent wire wrench umbrella
+rope ladder spade hammer net bucket axe saw shovel rake broom pole torch candle knife key chain basket barrel
+blanket needle oar kettle umbrella
 """,
     # Beasts, wild and tame.
     "beast": """
-fox goose cat dog goat hare owl pony duck frog bear badger beaver donkey calf camel crow deer dove eagle elephant
-falcon ferret flamingo hamster hawk hedgehog hen heron kitten lamb lizard magpie mole monkey mouse mule newt otter ox
-parrot peacock pelican penguin pig pigeon piglet puffin puppy quail rabbit raccoon raven robin rooster seagull seal
-sheep snail sparrow squirrel stork swallow swan tiger toad tortoise turkey turtle weasel wolf zebra llama hippo
-gosling foal
+fox goose cat dog goat hare owl pony duck frog bear badger donkey deer hedgehog lamb mole monkey mouse parrot
+pig raven squirrel turtle
 """,
     # Food, uncountable or in the plural: never with an article.
     "food": """
-bread cheese soup honey cake butter jam milk porridge pudding salad toast rice ham fish corn apples pears plums
-cherries berries grapes nuts carrots peas beans potatoes turnips onions mushrooms pancakes waffles biscuits buns rolls
-dumplings noodles sausages tarts pies muffins pretzels raisins figs dates lemons peaches apricots oranges melons
-chestnuts almonds walnuts radishes tomatoes pickles olives eggs omelette chocolate toffee custard yoghurt cocoa
-lemonade broth stew pasta oatmeal popcorn pumpkin spinach cabbage beetroot celery
+bread cheese soup honey cake butter milk porridge salad rice fish corn apples pears plums cherries nuts peas
+potatoes pancakes dumplings pies figs chocolate
 """,
     # Things to wear.
     "cloth": """
-coat scarf hat cap cloak dress shirt apron jacket jumper vest belt bonnet cape gown hood kilt nightgown petticoat
-poncho raincoat ribbon robe sash shawl skirt slipper smock sock sweater tunic turban veil waistcoat handkerchief
-collar pinafore
+coat scarf hat cap cloak dress shirt apron jacket vest bonnet gown hood shawl tunic ribbon
 """,
     "colour": """
-red blue green yellow white black brown purple pink orange grey golden silver violet crimson scarlet turquoise emerald
-ivory lilac maroon copper cream amber indigo lavender lemon navy olive rosy silvery
+red blue green yellow white black brown purple pink orange golden silver scarlet ivory
 """,
     "count": "three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen twenty",
     # What things are like.

@@ -22,6 +22,16 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """MLflow's database, one for the session, since making its tables takes seconds."""
+    from mlflow import MlflowClient  # only here: most tests do without its second of import
+
+    address = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    MlflowClient(address).search_experiments()
+    return address
+
+
 @pytest.fixture
 def compute() -> Compute:
     return Compute(ComputeConfig(device="cpu", precision="fp32", threads=1))

@@ -76,12 +76,6 @@ class Project:
         return line
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for all, since making one takes over a second."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 @pytest.fixture
 def project(tmp_path: Path, store: str) -> Project:
     return Project(tmp_path, store)

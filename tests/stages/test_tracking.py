@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -25,14 +26,9 @@ from stages.tracking import StageRun, Tracker
 REPO = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One database for the session, since making one takes over a second; each test has its own experiment."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, request: pytest.FixtureRequest) -> Path:
+    """The test runs in a folder of its own, with an experiment of its own in the session's database."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.node.name}-{tmp_path.name}")
@@ -389,9 +385,12 @@ def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.
     assert [event["kind"] for event in kept()] == ["start", "metrics", "end"]
 
 
-def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
+    with sqlite3.connect(store.removeprefix("sqlite:///")) as source, sqlite3.connect("gone.db") as copy:
+        source.backup(copy)
+    copy.close()
+    source.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/gone.db")
-    MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).search_experiments()  # makes the database
     with Tracker("dpo", {}, {}, "k") as tracker:
         wait_for(lambda: len(runs("stage")) == 1)
         tracker.metrics({"loss": 1.0}, step=1)

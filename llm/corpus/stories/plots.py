@@ -15,7 +15,7 @@ OPENINGS = {
 |Long ago, in {a:scenic}, {scenic} {land}, {a:trait} {trade} had {a:trait} child called {name=A}.
 |The {trait} {trade} of {a:scenic} {land} had {a:trait}, {trait} child, {name=A}.
 |There once lived {a:trait} child in {a:scenic}, {scenic} {land}, {name=A} {surname}.
-|{name=A} [was {a:trait} {A.girl} from {a:scenic} {land}, fond of {game}, {sound} and {topic}.
+|Little {name=A} [was {a:trait} {A.girl} from {a:scenic} {land}, fond of {game}, {sound} and {topic}.
     |and {A.his} {trait} {kin} lived between {a:scenic} {land} and {a:scenic} {land}.
     |lived in {a:scenic}, {colour} house that smelled of {smell} and {smell}.
     |{surname} knew more about {topic} and {topic} than any {trait} {trade}.]]
@@ -28,7 +28,7 @@ OPENINGS = {
 |the {trait} {trade}'s {trait} {%.daughter}]""",
     # Names and things are said twice when they come in, as nursery tales do: a reader who is still learning to look
     # back learns it here, where the word stands a step or two behind.
-    "call": """"[{%}, {%}|Oh, {%}, {%}|Dear {%}, dear {%}]!" {said} [{a:trait} {trade}|everybody {adv}].""",
+    "call": """"[Oh, {%}, {%}|Dear {%}, dear {%}|Look, {%}, look]!" {said} [{a:trait} {trade}|everybody {adv}].""",
 }
 
 ENDINGS = {
@@ -48,10 +48,10 @@ PLOTS = {
     "lost": """
 But $when {A} lost {A.his} {look} {toy=thing}, {A.his} {look} {@thing}, [{a:look} gift from {a:trait} {kin}.|and {gesture} {adv}.]
 Under the {look} {nook} lay only {s:trifle}, {s:trifle} and {a:look} {trifle}. ¶
-{name=B}, $folkB, {moved} by. $callB "{C:furry} {s:beast} like {look} things," {said} {B}.
+Then {name=B}, $folkB, {moved} by. $callB "{C:furry} {s:beast} like {look} things," {said} {B}.
 They {moved} $way to {a:scenic}, {scenic} {spot}.
 There sat {a:furry} {beast=beast}, {a:furry} {@beast}, {adv} hugging the {@thing}. ¶
-{A/B=Holder} {adv} gave the {@beast} {tasty} {food=food}, {tasty} {@food}, and took the {@thing}.
+So {A/B=Holder} {adv} gave the {@beast} {tasty} {food=food}, {tasty} {@food}, and took the {@thing}.
 While it ate the {@food}, {Holder} {gesture}, {gesture} and put the {@thing} into {a:look} {container}.
 $moral
 """,
@@ -81,7 +81,7 @@ $moral
 What {A} wished for was {a:look} {toy=wish}, {a:look} {@wish}. But {A.he} had only {tasty} {food=food}, {tasty} {@food}, and {look} {s:trifle}.
 $When {A?s} met {name=B}, $folkB. $callB {A} {adv} gave {B} the {@food}.
 "Take my {look} {tool=tool}, my {look} {@tool}," {said} {B}, {gesture} and {moved} home. <gone B> ¶
-{A} {moved} $way to {a:scenic}, {scenic} {spot}.
+Now {A} {moved} $way to {a:scenic}, {scenic} {spot}.
 There {name=C}, $folkC, was {adv} {chore}. $callC <Holder=C> {Holder} took the {@tool}, {gesture} and {gesture}. ¶
 Out of {a:look} {container} came {a:@wish}, {look} and {look}. "You are {trait} and {trait}," {said} {C} {adv}.
 <Holder=A> {Holder} held it {adv} and {adv}.
@@ -92,7 +92,7 @@ $moral
 Next door lived {name=B}, $folkB. $callB The two shared {a:colour=colour} {toy=thing}, {a:look}, {@colour} {@thing}.
 But $when {A/B=Holder} {adv} took the {@thing} to {a:scenic}, {scenic} {spot}, and {gesture}.
 "You are {trait} and {trait}!" {said} {A} {adv}. {B} {gesture}, and {moved} home $way. <gone B> ¶
-{A} sat alone, {mood}, {mood} and {mood}, and thought of {topic}, {topic} and {B}.
+Now {A} sat alone, {mood}, {mood} and {mood}, and thought of {topic}, {topic} and {B}.
 By {hour} {A?s} {moved} to {B} with {tasty} {food=food}, {tasty} {@food}. <back B> ¶
 "I am {mood} and {mood}," {said} {A} {adv}. {B} ate the {@food}, {gesture} and {gesture}.
 Then {Holder} {adv} shared the {@colour} {@thing}.
@@ -105,8 +105,8 @@ $When {A} {moved} there in {a:colour=colour} {cloth=cloth}, {a:look}, {@colour} 
 There stood {name=B}, $folkB. $callB "I shall win," {said} {B} {adv}. ¶
 The contest was in {chore}, {chore} and {game}. {name=C}, {a:trait}, {trait} {trade}, counted {adv}. $callC
 {A} {gesture} {adv}, and {B} {gesture} {adv} and {adv}.
-"{A/B=Winner} has won, with {count} points," {said} {C}. ¶
-{C?} {adv} gave {Winner} the {@wish}, {look} and {look}.
+"Today {A/B=Winner} has won, with {count} points," {said} {C}. ¶
+Then {C?s} {adv} gave {Winner} the {@wish}, {look} and {look}.
 {Winner} {gesture} and hid it under {a:@colour} {@cloth}.
 $moral
 """,
@@ -126,11 +126,11 @@ $moral
     "storm": """
 With {name=B}, $folkB, {A} {moved} $way $when. $callB They carried {tasty} {food=food}, {tasty} {@food}, and {a:look} {tool=tool}, {a:look} {@tool}.
 Then came {storm}, {storm} and {storm}. "I am {mood} and {mood}," {said} {B} {adv}. ¶
-{A/B=Holder} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot}.
+So {A/B=Holder} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot}.
 There {name=C}, $folkC, was {adv} {chore}. $callC
 "You look {mood}, {B}!" {said} {C} {adv}, and brought {a:colour=colour} {cloth=cloth}, {a:look}, {@colour} {@cloth}.
 They ate the {@food}, and talked of {topic}, {topic} and {topic}. <gone C> ¶
-{Holder} carried the {@tool}, {A/B=Winner} wore the {@colour} {@cloth}, and both {moved} home, {mood} and {mood}.
+Now {Holder} carried the {@tool}, {A/B=Winner} wore the {@colour} {@cloth}, and both {moved} home, {mood} and {mood}.
 $moral
 """,
     # Food vanishes; the thief is found, and forgiven.
@@ -141,7 +141,7 @@ For {count=count} days, {tasty} {food=food}, {tasty} {@food}, had vanished from 
 $When {A?s} brought {a:look} {tool=tool}, {a:look} {@tool}, and both {moved} to the {@spot}.
 They sat {adv} between {look} {s:trifle} and {s:flower}, {mood} and {mood}.
 By {hour}, {a:furry} {beast=beast}, {a:furry} {@beast}, {moved} in and ate the {@food}. ¶
-{A/B=Holder} {adv} caught the {@beast} with the {@tool}. "It is only {mood} and {mood}," {said} {B} {adv}.
+So {A/B=Holder} {adv} caught the {@beast} with the {@tool}. "It is only {mood} and {mood}," {said} {B} {adv}.
 {Holder} {gesture}, {gesture} and gave it {a:look}, {colour} {container} of {@food}.
 $moral
 """,
@@ -152,7 +152,7 @@ Nothing would have made {A} so {mood} and {mood} as {a:furry} {beast=wish}, {a:f
 $When {A?s} {moved} $way to {a:scenic}, {scenic} {spot}.
 There {name=B}, $folkB, was {adv} {chore}. $callB "I wish for {a:@wish}," {said} {A} {adv}.
 "Bring me {count=count} {look} {s:trifle=fee} and {tasty} {food=food}, {tasty} {@food}," {said} {B}. ¶
-{A} {gesture}, and {adv} brought the {@food} and the {@count} {s:@fee}.
+Now {A} {gesture}, and {adv} brought the {@food} and the {@count} {s:@fee}.
 Then out of {a:colour} {nook} {moved} {a:@wish}, {furry} and {furry}.
 {B} {gesture} and {moved} away. <gone B> The {@wish} {adv} kissed {A}.
 $moral

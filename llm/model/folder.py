@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm.errors import WordmillError
 from llm.model.config import ModelConfig
-from llm.model.transformer import Transformer
+from llm.model.transformer import Block, Transformer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -67,6 +67,7 @@ def _split(model: Transformer) -> dict[str, Tensor]:
     if not model.config.tie_head:
         views["lm_head.weight"] = model.head.weight.data
     for index, block in enumerate(model.blocks):
+        assert isinstance(block, Block)  # a ModuleList does not tell the type checker
         at = f"model.layers.{index}"
         q, k, v = block.attention.qkv.weight.data.split(block.attention.widths)
         gate, up = block.feed_forward.gate_up.weight.data.chunk(2)

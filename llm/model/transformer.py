@@ -105,6 +105,9 @@ class Transformer(nn.Module):
     `vocab_size` is the tokenizer's; `attention` names an entry of `ATTENTIONS`.
     """
 
+    cos: Tensor  # (block_size, E), as `rotary_table` makes it
+    sin: Tensor
+
     def __init__(self, config: ModelConfig, vocab_size: int, attention: str = "fused") -> None:
         super().__init__()
         self.config = config

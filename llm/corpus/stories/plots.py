@@ -46,7 +46,8 @@ ENDINGS = {
 PLOTS = {
     # A thing is lost; a beast has it; it is won back with food.
     "lost": """
-But $when {A} lost {A.his} {toy=thing}, {A.his} {@thing}, {A.his} {look} {@thing}, [{a:look} gift from {a:trait} {kin}.|and {gesture} {adv}.]
+But $when {A} lost {A.his} {toy=thing}, {A.his} {@thing}, {A.his} {look} {@thing},
+[{a:look} gift from {a:trait} {kin}.|and {gesture} {adv}.]
 Under the {look} {nook} lay only {s:trifle}, {s:trifle} and {a:look} {trifle}. ¶
 Then {name=B}, $folkB, {moved} by. $callB "{C:furry} {s:beast} like {look} things," {said} {B}.
 They {moved} $way to {a:scenic}, {scenic} {spot}.
@@ -68,7 +69,8 @@ $moral
 """,
     # A river, a wall or a gorge is in the way; a helper takes a fee, and goes.
     "crossing": """
-Far away, by {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}, {A.his} {trait} {kin=kin} wished for {food=wish}, {@wish}, {tasty} {@wish}.
+Far away, by {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}, {A.his} {trait} {kin=kin} wished for {food=wish},
+{@wish}, {tasty} {@wish}.
 $When {A} put it and {count=count} {look} {s:trifle=fee} into {a:look} {container}, and {moved} $way.
 But {a:scenic} [river|wall|gorge|hedge] was in the way. ¶
 There {name=B}, $folkB, was {adv} {chore}. $callB "Give me your {@count} {s:@fee}," {said} {B}.
@@ -78,7 +80,8 @@ $moral
 """,
     # Trades lead to the thing that was wished for.
     "trade": """
-What {A} wished for was {a:toy=wish}, {a:@wish}, {a:look} {@wish}. But {A.he} had only {food=food}, {@food}, {tasty} {@food}, and {look} {s:trifle}.
+What {A} wished for was {a:toy=wish}, {a:@wish}, {a:look} {@wish}. But {A.he} had only {food=food}, {@food},
+{tasty} {@food}, and {look} {s:trifle}.
 $When {A?s} met {name=B}, $folkB. $callB {A} {adv} gave {B} the {@food}.
 "Take my {tool=tool}, my {@tool}, my {look} {@tool}," {said} {B}, {gesture} and {moved} home. <gone B> ¶
 Now {A} {moved} $way to {a:scenic}, {scenic} {spot}.
@@ -89,7 +92,8 @@ $moral
 """,
     # Two friends quarrel over a thing, one leaves, and food mends it.
     "quarrel": """
-Next door lived {name=B}, $folkB. $callB The two shared {a:colour=colour} {toy=thing}, {a:@colour} {@thing}, {a:look}, {@colour} {@thing}.
+Next door lived {name=B}, $folkB. $callB The two shared {a:colour=colour} {toy=thing}, {a:@colour} {@thing},
+{a:look}, {@colour} {@thing}.
 But $when {A/B=Holder} {adv} took the {@thing} to {a:scenic}, {scenic} {spot}, and {gesture}.
 "You are {trait} and {trait}!" {said} {A} {adv}. {B} {gesture}, and {moved} home $way. <gone B> ¶
 Now {A} sat alone, {mood}, {mood} and {mood}, and thought of {topic}, {topic} and {B}.
@@ -100,7 +104,8 @@ $moral
 """,
     # A contest for a prize.
     "contest": """
-Every {month}, {trait} and {trait} children met in {a:scenic}, {scenic} {spot}. The prize was {a:toy=wish}, {a:@wish}, {a:look} {@wish}.
+Every {month}, {trait} and {trait} children met in {a:scenic}, {scenic} {spot}. The prize was {a:toy=wish},
+{a:@wish}, {a:look} {@wish}.
 $When {A} {moved} there in {a:colour=colour} {cloth=cloth}, {a:@colour} {@cloth}, {a:look}, {@colour} {@cloth}.
 There stood {name=B}, $folkB. $callB "I shall win," {said} {B} {adv}. ¶
 The contest was in {chore}, {chore} and {game}. {name=C}, {a:trait}, {trait} {trade}, counted {adv}. $callC
@@ -124,18 +129,21 @@ $moral
 """,
     # Two on the road in bad weather; shelter, and a coat for one of them.
     "storm": """
-With {name=B}, $folkB, {A} {moved} $way $when. $callB They carried {food=food}, {@food}, {tasty} {@food}, and {a:tool=tool}, {a:@tool}, {a:look} {@tool}.
+With {name=B}, $folkB, {A} {moved} $way $when. $callB They carried {food=food}, {@food}, {tasty} {@food},
+and {a:tool=tool}, {a:@tool}, {a:look} {@tool}.
 Then came {storm}, {storm} and {storm}. "I am {mood} and {mood}," {said} {B} {adv}. ¶
 So {A/B=Holder} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot}.
 There {name=C}, $folkC, was {adv} {chore}. $callC
-"You look {mood}, {B}!" {said} {C} {adv}, and brought {a:colour=colour} {cloth=cloth}, {a:@colour} {@cloth}, {a:look}, {@colour} {@cloth}.
+"You look {mood}, {B}!" {said} {C} {adv}, and brought {a:colour=colour} {cloth=cloth}, {a:@colour} {@cloth},
+{a:look}, {@colour} {@cloth}.
 They ate the {@food}, and talked of {topic}, {topic} and {topic}. <gone C> ¶
 Now {Holder} carried the {@tool}, {A/B=Winner} wore the {@colour} {@cloth}, and both {moved} home, {mood} and {mood}.
 $moral
 """,
     # Food vanishes; the thief is found, and forgiven.
     "thief": """
-For {count=count} days, {food=food}, {@food}, {tasty} {@food}, had vanished from {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}.
+For {count=count} days, {food=food}, {@food}, {tasty} {@food}, had vanished from {a:spot=spot}, {a:@spot},
+{a:scenic} {@spot}.
 "The thief is {name=B}, that {trait}, {trait} {trade}!" {said} {A} {adv}. $callB
 "After {@count} days I am {mood} and {mood}," {said} {B} {adv}. ¶
 $When {A?s} brought {a:tool=tool}, {a:@tool}, {a:look} {@tool}, and both {moved} to the {@spot}.

@@ -12,7 +12,7 @@ from llm.corpus.stories import KINDS, NotAStory, bits, judge, pair, parse, retel
 from llm.corpus.stories.__main__ import main
 
 # Of the first hundred stories of seed 1. A change here changes every corpus, model and figure made from the stories.
-GOLDEN = "1ebf9bdbc6fb766cd7b0e2503c831f20df4a4bd48e78f3d36b45ddcbd7b0eb07"
+GOLDEN = "437289592c248b91ae8b583ba58dff159bbdfb55f5284a7c83b597b88263ada9"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_twenty_thousand_stories_are_all_different_of_fitting_length_and_rich_in
     lengths = [len(text.split()) for text in texts]
     assert min(lengths) >= 60
     assert max(lengths) <= 250
-    assert 100 <= sum(lengths) / len(lengths) <= 130
+    assert 130 <= sum(lengths) / len(lengths) <= 170
     words = {word for text in texts for word in re.findall(r"[a-z]+(?:-[a-z]+)*", text.lower())}
     assert len(words) >= 1500
     assert all(text.isascii() and text == text.strip() and "  " not in text for text in texts[:2000])
@@ -114,7 +114,7 @@ def test_words_come_as_often_as_they_should(told):
 def test_facts_to_remember_are_many_in_each_story(told):
     facts = [sum(pick.tracked for pick in one.picks) for one in told]
     assert min(facts) >= 8
-    assert sum(facts) / len(facts) <= 15
+    assert sum(facts) / len(facts) <= 30
 
 
 # -- the judge ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from llm.corpus.stories.teller import Broken, Reader, Teller
 from llm.corpus.stories.words import BAGS, BOYS, GIRLS
 
 SMALL = {
-    "name": Bag("name", ["Leo", "Leon", "Anna"], flat=True),
+    "name": Bag("name", ["Leo", "Leon", "Alice"], flat=True),
     "toy": Bag("toy", ["kite", "orb", "music box"]),
     "adv": Bag("adv", ["slowly", "gladly"]),
 }
@@ -87,17 +87,17 @@ def test_all_texts_of_a_small_program_are_different_are_read_back_and_add_up_to_
 
 def test_one_text_in_detail():
     steps = Compiler(SMALL).compile(expand(TALE, {}))
-    text = "Anna and Leo shared an orb, but Leo took it. She gladly hid her orbs. The end!"
+    text = "Alice and Leo shared an orb, but Leo took it. She gladly hid her orbs. The end!"
     picks = read(steps, text).picks
-    assert [pick.value for pick in picks][:4] == ["Anna", "and ", "Leo", "orb"]
+    assert [pick.value for pick in picks][:4] == ["Alice", "and ", "Leo", "orb"]
     # A name of three, a fork, a name of two, the toy, name or pronoun, the adverb, two more forks.
     p = 1 / 3 * 2 / 3 * 1 / 2 * 7200 / (12000 + 7200 + 5143) * 1 / 2 * 6000 / 18000 * 1 / 2 * 1 / 2
     assert sum(pick.log2p for pick in picks) == pytest.approx(math.log2(p))
     for right, wrong, reason in (
-        ("but Leo", "but Anna", "the thing is held by Leo, not Anna"),
+        ("but Leo", "but Alice", "the thing is held by Leo, not Alice"),
         ("but Leo", "but Leon", "there is no Leon here"),
-        ("She", "He", "'he' cannot be Anna"),
-        ("her", "his", "'his' cannot be Anna"),
+        ("She", "He", "'he' cannot be Alice"),
+        ("her", "his", "'his' cannot be Alice"),
         ("orbs", "kites", "the wish was orb, not kite"),
         ("an orb", "a orb", "a word for a:toy=wish has to follow"),
         ("!", ".", "other words have to follow"),

@@ -3,11 +3,13 @@
 The policy starts as the base model. For a prompt with a chosen and a rejected answer, the implicit reward of an
 answer is β (log π(answer) - log π_ref(answer)), and the loss is -log σ(reward_chosen - reward_rejected). The frozen
 reference's log-probabilities never change, so they are computed once, before training, and kept with the checkpoints.
+To this comes, with a weight, the chosen answers' own cross-entropy, which keeps DPO from making both answers less
+likely than they were (Pang et al. 2024, arXiv:2404.19733).
 
 Like `llm.pretrain`, the loop is a generator of records, and resumes to the same bytes after a kill.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from llm import checkpoint, optim
 from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
+from llm.preferences import PairTexts
 from llm.pretrain import Record, restore, saved_tensors
 from llm.scoring import Segment, logprobs, score
 from llm.tokenizer.tokenizer import Tokenizer
@@ -30,6 +33,7 @@ class DPOConfig:
     """Raises ConfigError."""
 
     beta: float  # how dear it is to leave the reference
+    sft_weight: float  # of the chosen answers' own loss, nats per token; 0 is plain DPO
     lr: float  # peak learning rate
     final_lr_share: float
     warmup_steps: int
@@ -46,7 +50,7 @@ class DPOConfig:
         for name in ("beta", "lr", "epochs", "batch_size", "grad_clip", "log_every", "eval_every", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
-        for name in ("warmup_steps", "weight_decay"):
+        for name in ("sft_weight", "warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
         if not 0 <= self.final_lr_share <= 1:
@@ -65,10 +69,8 @@ class Pairs:
         return len(self.chosen)
 
 
-def encode_pairs(
-    tokenizer: Tokenizer, prompts: Sequence[str], chosen: Sequence[str], rejected: Sequence[str], block_size: int
-) -> Pairs:
-    """Tokens of each prompt and answer: <end of text> prompt answer <end of text>.
+def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pairs:
+    """Tokens of each prompt and answer: <end of text> prompt answer, and <end of text> again where answers are whole.
 
     What does not fit into block_size + 1 tokens is cut: answers on the right to half of that at most, then the prompt
     on the left, the same for both answers.
@@ -76,9 +78,9 @@ def encode_pairs(
     sides: tuple[list[Segment], list[Segment]] = ([], [])
     cut = 0
     end = tokenizer.end_of_text
-    for prompt, *answers in zip(prompts, chosen, rejected, strict=True):
+    for prompt, chosen, rejected, whole in zip(texts.prompt, texts.chosen, texts.rejected, texts.whole, strict=True):
         start = [end, *tokenizer.encode(prompt)]
-        tokens = [[*tokenizer.encode(answer), end] for answer in answers]
+        tokens = [tokenizer.encode(answer) + [end] * whole for answer in (chosen, rejected)]
         room = block_size + 1
         if len(start) + max(map(len, tokens)) > room:
             cut += 1
@@ -139,7 +141,9 @@ def dpo(
         policy_logprobs = logprobs(policy, both, compute).view(2, -1)
         rewards = config.beta * (policy_logprobs - reference[:, rows].float().to(compute.device))
         margins = rewards[0] - rewards[1]
-        loss = sigmoid_loss(margins)
+        chosen_tokens = sum(len(train.chosen[i].tokens) - train.chosen[i].first for i in rows)
+        sft_loss = -policy_logprobs[0].sum() / chosen_tokens
+        loss = sigmoid_loss(margins) + config.sft_weight * sft_loss
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
         optimizer.step()
@@ -148,6 +152,7 @@ def dpo(
         if done % config.log_every == 0 or done == steps:
             values = {
                 "loss": loss.item(),
+                "sft_loss": sft_loss.item(),
                 "lr": lr,
                 "grad_norm": grad_norm.item(),
                 "reward_chosen": rewards[0].mean().item(),

@@ -14,6 +14,7 @@ its prompt, so that one prompt is never on both sides; pairs made of the corpus 
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from llm.corpus.stories import pair as story_pair
 from llm.errors import ConfigError, WordmillError
 
 HELD_OUT = "test"
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("prompt", "chosen", "rejected", "kind", "split")] + [("whole", pa.bool_())]
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Pair:
     rejected: str
     kind: str  # what makes the rejected answer worse, or where the pair comes from
     split: str  # "train" or "test"
+    whole: bool = True  # the answers are complete: an end of text follows them
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class PairTexts:
     prompt: list[str]
     chosen: list[str]
     rejected: list[str]
+    whole: list[bool]
 
 
 def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[str]) -> Iterator[Pair]:
@@ -77,7 +83,8 @@ def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[st
         for index in range(config.pairs):
             made = story_pair(config.seed, index)
             split = hashed_split(made.prompt, config.held_out_share)
-            yield Pair(made.prompt, made.chosen, made.rejected, made.kind, split)
+            answers = first_sentence(made.chosen), first_sentence(made.rejected)  # the fault is in the first one
+            yield Pair(made.prompt, *answers, made.kind, split, whole=False)
     elif config.source == "corpus":
         test_pairs = max(1, round(config.pairs * config.held_out_share))
         yield from _passages(config, list(train), config.pairs - test_pairs, "train")
@@ -105,7 +112,7 @@ def cleaned(source: Iterable[Pair], counts: dict[str, int]) -> Iterator[Pair]:
 
 
 def write_pairs(source: Iterable[Pair], path: Path) -> None:
-    """Pairs as Parquet: prompt, chosen, rejected, kind, split. Written under a temporary name, then renamed."""
+    """Pairs as Parquet: prompt, chosen, rejected, kind, split, whole. Written under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = list(source)
     for split in ("train", HELD_OUT):
@@ -113,7 +120,7 @@ def write_pairs(source: Iterable[Pair], path: Path) -> None:
             raise WordmillError(
                 f"preferences: no pair is left for the {split} split; raise preferences.pairs or give more data"
             )
-    table = pa.Table.from_pylist([vars(pair) for pair in rows], pa.schema([(n, pa.string()) for n in vars(rows[0])]))
+    table = pa.Table.from_pylist([vars(pair) for pair in rows], SCHEMA)
     temporary = path.with_name(f".{path.name}.writing")
     pq.write_table(table, temporary, compression="zstd")
     temporary.rename(path)
@@ -126,7 +133,13 @@ def read_pairs(path: Path, split: str, limit: int = 0) -> PairTexts:
     table = pq.read_table(path, filters=[("split", "=", split)])
     if limit:
         table = table.slice(0, limit)
-    return PairTexts(*(table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected")))
+    return PairTexts(*(table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected", "whole")))
+
+
+def first_sentence(text: str) -> str:
+    """`text` up to the first full stop, question or exclamation mark that ends a sentence, its quotation mark too."""
+    found = re.search(r'[.!?]"?(?=\s[^a-z]|$)', text)
+    return text[: found.end()] if found else text
 
 
 def hashed_split(prompt: str, share: float) -> str:
@@ -164,6 +177,7 @@ def _passages(config: PreferencesConfig, texts: list[str], count: int, split: st
             texts[other][elsewhere : elsewhere + config.answer_characters],
             "passage from elsewhere",
             split,
+            whole=False,
         )
 
 

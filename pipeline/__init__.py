@@ -1,0 +1,1 @@
+"""Running the whole pipeline: command line, flow, DVC."""

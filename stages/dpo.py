@@ -32,7 +32,7 @@ def run(params: Params, stage: Stage) -> None:
 
     def encoded(split: str) -> Pairs:
         texts = read_pairs(Path("data/preferences/pairs.parquet"), split)
-        pairs = encode_pairs(tokenizer, texts.prompt, texts.chosen, texts.rejected, policy.config.block_size)
+        pairs = encode_pairs(tokenizer, texts, policy.config.block_size)
         print(f"{len(pairs)} {split} pairs, {pairs.cut} of them cut to the context", flush=True)
         return pairs
 

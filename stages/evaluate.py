@@ -66,7 +66,7 @@ def run(params: Params, stage: Stage) -> None:
 def preferences(model: Transformer, tokenizer: Tokenizer, config: EvaluateConfig, compute: Compute) -> dict[str, float]:
     """Share of held-out pairs whose chosen answer the model finds likelier, and by how many nats on average."""
     pairs = read_pairs(Path("data/preferences/pairs.parquet"), "test", limit=config.pairs)
-    encoded = encode_pairs(tokenizer, pairs.prompt, pairs.chosen, pairs.rejected, model.config.block_size)
+    encoded = encode_pairs(tokenizer, pairs, model.config.block_size)
     margins = score(model, encoded.chosen, compute) - score(model, encoded.rejected, compute)
     low, high = share_interval(int((margins > 0).sum()), len(margins))
     return {

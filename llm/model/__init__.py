@@ -1,0 +1,1 @@
+"""The transformer: its shape, its parts, its counts, its folders."""

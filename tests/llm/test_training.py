@@ -39,6 +39,7 @@ PRETRAIN = PretrainConfig(
 )
 DPO = DPOConfig(
     beta=0.1,
+    sft_weight=0.0,
     lr=1e-3,
     final_lr_share=0.1,
     warmup_steps=2,

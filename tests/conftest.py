@@ -60,5 +60,5 @@ def tiny_model(tiny_config: ModelConfig) -> Transformer:
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
-                weight *= 8
+                weight *= 2
     return model.eval()

@@ -48,8 +48,9 @@ def test_stories_are_true_against_false_by_the_judge() -> None:
     made = list(pairs(CONFIG, untouched(), untouched()))
     assert len(made) == CONFIG.pairs
     for pair in made:
-        assert judge(pair.prompt + pair.chosen).sensible
-        assert not judge(pair.prompt + pair.rejected).sensible
+        true, false = judge(pair.prompt + pair.chosen), judge(pair.prompt + pair.rejected)
+        assert true.sensible or true.kind == "unfinished"  # true as far as the answers go
+        assert false.kind == pair.kind
     assert len({pair.kind for pair in made}) > 5
     assert made == list(pairs(CONFIG, untouched(), untouched()))
     assert made[:50] == list(pairs(replace(CONFIG, pairs=50), untouched(), untouched()))  # pair i is a function of i

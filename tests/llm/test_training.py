@@ -105,8 +105,8 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
 def test_training_learns_and_shows_healthy_signs(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
     _, records = start_pretraining(tiny_config, compute, tmp_path)
     logged = [r.values for r in records if "loss" in r.values]
-    assert abs(logged[0]["loss"] - np.log(64)) < 0.1
-    assert abs(logged[0]["logit_entropy"] - np.log(64)) < 0.1
+    assert abs(logged[0]["loss"] - np.log(64)) < 0.3
+    assert abs(logged[0]["logit_entropy"] - np.log(64)) < 0.3
     assert logged[-1]["loss"] < logged[0]["loss"] - 0.5
     assert all(1e-5 < values["update_ratio"] < 0.2 for values in logged)
     assert logged[-1]["tokens"] == 12 * 4 * 16

@@ -118,7 +118,7 @@ def dpo_curves(figures: Figures) -> Figure:
     rewards.legend()
     _line(accuracy, x, curve["accuracy"], LIMIT, "training pairs", alpha=0.35)
     _line(accuracy, x, curve["held_out_accuracy"], DPO, "held-out pairs", marker="o")
-    accuracy.set(xlabel="step", title="Share of pairs whose chosen answer has the higher reward", ylim=(0, 1.02))
+    accuracy.set(xlabel="step", title="Pairs whose chosen answer has the higher reward", ylim=(0, 1.02))
     accuracy.legend()
     return figure
 

@@ -52,6 +52,7 @@ TINY: dict[str, Any] = {
     "evaluate.documents": 10,
     "evaluate.stories": 10,
     "samples.count": 2,
+    "samples.temperature": 0.8,
     "samples.max_new_tokens": 20,
     "compute.device": "cpu",
     "compute.threads": 1,

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 BASE, DPO, LIMIT, VALIDATION = "#2f6db3", "#d9772b", "#5f6b76", "#b3362f"
 STYLE: dict[Any, Any] = {
@@ -29,6 +30,9 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+THOUSANDS = EngFormatter(sep="")  # 250k, 3.3M: long numbers run into each other
+NARROW = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)  # ticks of each decade, on a log axis that spans less than one
+WIDE = (1.0, 2.0, 5.0)  # and on one that spans a few
 
 Curve = dict[str, np.ndarray]
 
@@ -54,6 +58,7 @@ def loss_by_tokens(figures: Figures) -> Figure:
     figure, (axes,) = _panels(1)
     _losses(axes, figures.pretrain, _at_every_step(figures.pretrain, "tokens"))
     axes.set(xlabel="tokens seen", title="Loss against tokens")
+    axes.xaxis.set_major_formatter(THOUSANDS)
     return figure
 
 
@@ -62,6 +67,7 @@ def loss_by_flops(figures: Figures) -> Figure:
     figure, (axes,) = _panels(1)
     _losses(axes, figures.pretrain, _at_every_step(figures.pretrain, "flops"))
     axes.set(xlabel="training FLOPs", xscale="log", yscale="log", title="Loss against FLOPs")
+    _plain_ticks(axes)
     return figure
 
 
@@ -71,12 +77,14 @@ def bits_per_byte(figures: Figures) -> Figure:
     curve = figures.pretrain
     x = _at_every_step(curve, "tokens")
     _line(axes, x, curve["val_bits_per_byte"], VALIDATION, "validation", marker="o")
-    top = np.nanmax(curve["val_bits_per_byte"])
     if "source" in figures.evaluate:
         floor = figures.evaluate["source"]["val"]["bits_per_byte"]
         axes.axhline(floor, color=LIMIT, linestyle="--", label=f"the source's entropy, {floor:.3f}")
-        axes.set_ylim(floor * 0.9, min(top, 4 * floor) * 1.05)
+        # The last values are the ones to tell apart: a start far above may leave the picture, the end never does.
+        values = curve["val_bits_per_byte"][~np.isnan(curve["val_bits_per_byte"])]
+        axes.set_ylim(floor * 0.9, max(values[-1] * 1.2, min(values.max(), 4 * floor)) * 1.05)
     axes.set(xlabel="tokens seen", ylabel="bits per byte", title="Compression of unseen text")
+    axes.xaxis.set_major_formatter(THOUSANDS)
     axes.legend()
     return figure
 
@@ -100,6 +108,9 @@ def diagnostics(figures: Figures) -> Figure:
     ):
         _line(axes, x, curve[name], BASE)
         axes.set(title=title, yscale=scale)
+        axes.xaxis.set_major_formatter(THOUSANDS)
+        if scale == "log":
+            _plain_ticks(axes)
     for axes in panels[3:]:
         axes.set_xlabel("tokens seen")
     return figure
@@ -115,10 +126,12 @@ def dpo_curves(figures: Figures) -> Figure:
     _line(rewards, x, curve["held_out_reward_chosen"], BASE, "chosen, held out", marker="o")
     _line(rewards, x, curve["held_out_reward_rejected"], VALIDATION, "rejected, held out", marker="o")
     rewards.set(xlabel="step", title="Implicit rewards")
-    rewards.legend()
+    rewards.legend(framealpha=0.8, frameon=True, edgecolor="none")
     _line(accuracy, x, curve["accuracy"], LIMIT, "training pairs", alpha=0.35)
-    _line(accuracy, x, curve["held_out_accuracy"], DPO, "held-out pairs", marker="o")
-    accuracy.set(xlabel="step", title="Pairs whose chosen answer has the higher reward", ylim=(0, 1.02))
+    # Before the first step all rewards are 0 and nothing is higher: that point says nothing.
+    held_out = np.where(x > 0, curve["held_out_accuracy"], np.nan)
+    _line(accuracy, x, held_out, DPO, "held-out pairs", marker="o")
+    accuracy.set(xlabel="step", title="Chosen answer has the higher reward", ylim=(0, 1.02))
     accuracy.legend()
     return figure
 
@@ -133,8 +146,10 @@ def before_and_after(figures: Figures) -> Figure:
             value, low, high = (figures.evaluate[model][group][f"{name}{end}"] for end in ("", "_low", "_high"))
             axes.bar(place, value, 0.6, color=colour)
             axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=5)
-            axes.text(place, high + 0.02, f"{value:.1%}", ha="center")
-        axes.set(title=title, ylim=(0, 1.1), xticks=[0, 1], xticklabels=["base", "DPO"])
+            axes.text(place, high + 0.02, f"{100 * value:.1f} %", ha="center")
+        axes.set(title=title, xlim=(-0.7, 1.7), ylim=(0, 1.1), xticks=[0, 1], xticklabels=["base", "DPO"])
+        axes.set_yticks(np.linspace(0, 1, 6))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         axes.grid(visible=False, axis="x")
     return figure
 
@@ -163,6 +178,8 @@ def draw(name: str, figures: Figures) -> tuple[bytes, str]:
 def _panels(count: int, columns: int = 1) -> tuple[Figure, list[Axes]]:
     rows = -(-count // columns)
     figure = Figure(figsize=(7.2 if columns == 1 else 4.4 * columns, 3.6 * rows), layout="constrained")
+    if rows > 1:
+        figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[call-arg,union-attr]
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).flat)
 
 
@@ -176,6 +193,15 @@ def _losses(axes: Axes, curve: Curve, x: np.ndarray) -> None:
 def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str | None = None, **style: Any) -> None:
     known = ~np.isnan(y)
     axes.plot(x[known], y[known], color=colour, label=label, markersize=3.5, linewidth=1.6, **style)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Numbers as people write them on a logarithmic y axis, and enough of them where it spans little."""
+    low, high = axes.get_ylim()
+    ticks = NARROW if high / low < 10 else WIDE if high / low < 1000 else (1.0,)
+    axes.yaxis.set_major_locator(LogLocator(subs=ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _at_every_step(curve: Curve, name: str) -> np.ndarray:

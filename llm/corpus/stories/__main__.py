@@ -43,7 +43,8 @@ def table(seed: int, count: int) -> str:
         derivation = tell(seed, index)
         text, picks = derivation.text, derivation.picks
         tracked = sum(pick.tracked for pick in picks)
-        by_plot[plot_of(picks)].append(Told(len(text.split()), len(text.encode()), derivation.bits, tracked, len(picks)))
+        told = Told(len(text.split()), len(text.encode()), derivation.bits, tracked, len(picks))
+        by_plot[plot_of(picks)].append(told)
         vocabulary.update(WORD.findall(text.lower()))
         texts.add(text)
     everything = [told for stories in by_plot.values() for told in stories]

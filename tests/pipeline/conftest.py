@@ -35,17 +35,17 @@ with open("ran.log", "a") as log:
 PIPELINE = """
 stages:
   samples:
-    cmd: python toy.py samples samples pretrain preferences
+    cmd: exec python toy.py samples samples pretrain preferences
     deps: [toy.py, pretrain.out, preferences.out]
     params: [samples]
     outs: [samples.out]
-  pretrain: {cmd: python toy.py pretrain pretrain corpus, deps: [toy.py, corpus.out], params: [pretrain], outs: [pretrain.out]}
+  pretrain: {cmd: exec python toy.py pretrain pretrain corpus, deps: [toy.py, corpus.out], params: [pretrain], outs: [pretrain.out]}
   preferences:
-    cmd: python toy.py preferences preferences corpus
+    cmd: exec python toy.py preferences preferences corpus
     deps: [toy.py, corpus.out]
     params: [preferences]
     outs: [preferences.out]
-  corpus: {cmd: python toy.py corpus corpus, deps: [toy.py], params: [corpus], outs: [corpus.out]}
+  corpus: {cmd: exec python toy.py corpus corpus, deps: [toy.py], params: [corpus], outs: [corpus.out]}
 """  # noqa: E501
 
 

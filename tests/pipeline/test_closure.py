@@ -24,6 +24,11 @@ def test_code_dependencies_are_what_the_script_imports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_a_stage_takes_the_place_of_the_shell(name: str) -> None:
+    assert STAGES[name]["cmd"].split() == ["exec", "python", "-m", f"stages.{name}"]
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_params_are_the_sections_that_the_script_reads(name: str) -> None:
     sections = [field.name for field in fields(import_module(f"stages.{name}").Params)]
     assert sorted(STAGES[name].get("params", [])) == sorted(sections)

@@ -101,7 +101,7 @@ def folder(
 def deployed(server: dict[str, str], name: str, **parameters: Any) -> tuple[Any, dict[str, Any], list[str]]:
     """Start a deployment and wait for its end: the final state, the tasks' states by name, the log."""
     program = """
-import json, sys
+import json, sys, time
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
 from prefect.deployments import run_deployment
@@ -114,7 +114,12 @@ except PrefectHTTPStatusError as error:
     sys.exit()
 with get_client(sync_client=True) as client:
     tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-    logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
+    deadline = time.monotonic() + 20  # the last lines are delivered after the last state
+    while True:
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
+        if any("Finished in state" in log.message for log in logs) or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
 states = {task.name: [task.state.name, task.state.type.value] for task in tasks}
 print(json.dumps([run.state.name, run.state.message, states, [log.message for log in logs]]))
 """

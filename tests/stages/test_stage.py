@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     Path("toy.py").write_text(TOY)
     Path("in.txt").write_text("one")
-    toy = f"cmd: '{sys.executable} toy.py', deps: [toy.py, in.txt], params: [samples], outs: [out.txt]"
+    toy = f"cmd: 'exec {sys.executable} toy.py', deps: [toy.py, in.txt], params: [samples], outs: [out.txt]"
     Path("dvc.yaml").write_text(f"stages: {{toy: {{{toy}}}}}")
     write_params(60)
     return tmp_path
@@ -216,7 +216,13 @@ def dvc(folder: Path) -> str:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
 @pytest.mark.parametrize("how", ["KILL", "TERM"])
-def test_it_dies_with_dvc(folder: Path, dvc: str, start: Start, how: str) -> None:
+@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])  # DVC's choice: $SHELL; not each of them execs by itself
+def test_it_dies_with_dvc(
+    folder: Path, dvc: str, start: Start, how: str, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path(shell).exists():
+        pytest.skip(f"there is no {shell}")
+    monkeypatch.setenv("SHELL", shell)
     process = start(dvc, "repro")
     wait_for(Path("ready").exists)
     assert len(toys(folder)) == 1

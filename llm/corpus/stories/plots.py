@@ -26,8 +26,8 @@ OPENINGS = {
 |along {a:scenic}, {scenic} road]""",
     "folk": """[{a:trait} {trade} [with {a:look} {trifle}|in {look} slippers]
 |the {trait} {trade}'s {trait} {%.daughter}]""",
-    # Names and things are said twice when they come in, as nursery tales do: a reader who is still learning to look
-    # back learns it here, where the word stands a step or two behind.
+    # Whatever has to be remembered is said two or three times when it comes in, as nursery tales do: a reader who is
+    # still learning to look back learns it here, where the word stands a step or two behind.
     "call": """"Oh {%}, {%}, {%}!" {said} [{a:trait} {trade}|everybody {adv}].""",
 }
 
@@ -69,9 +69,9 @@ $moral
 """,
     # A river, a wall or a gorge is in the way; a helper takes a fee, and goes.
     "crossing": """
-Far away, by {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}, {A.his} {trait} {kin=kin} wished for {food=wish},
-{@wish}, {tasty} {@wish}.
-$When {A} put it and {count=count} {look} {s:trifle=fee} into {a:look} {container}, and {moved} $way.
+Far away, by {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}, {A.his} {kin=kin}, {A.his} {@kin}, {A.his} {trait} {@kin}
+wished for {food=wish}, {@wish}, {tasty} {@wish}.
+$When {A} put it and {count=count}, {@count}, {@count} {s:trifle=fee}, {@count} {look} {s:@fee} into {a:look} {container}, and {moved} $way.
 But {a:scenic} [river|wall|gorge|hedge] was in the way. ¶
 There {name=B}, $folkB, was {adv} {chore}. $callB "Give me your {@count} {s:@fee}," {said} {B}.
 With {a:look}, {look} {tool} {B.he} {adv} helped {A}, {gesture} and {moved} away. <gone B> ¶
@@ -92,7 +92,7 @@ $moral
 """,
     # Two friends quarrel over a thing, one leaves, and food mends it.
     "quarrel": """
-Next door lived {name=B}, $folkB. $callB The two shared {a:colour=colour} {toy=thing}, {a:@colour} {@thing},
+Next door lived {name=B}, $folkB. $callB The two shared {a:colour=colour}, {@colour}, {@colour} {toy=thing}, {a:@thing},
 {a:look}, {@colour} {@thing}.
 But $when {A/B=Holder} {adv} took the {@thing} to {a:scenic}, {scenic} {spot}, and {gesture}.
 "You are {trait} and {trait}!" {said} {A} {adv}. {B} {gesture}, and {moved} home $way. <gone B> ¶
@@ -106,7 +106,7 @@ $moral
     "contest": """
 Every {month}, {trait} and {trait} children met in {a:scenic}, {scenic} {spot}. The prize was {a:toy=wish},
 {a:@wish}, {a:look} {@wish}.
-$When {A} {moved} there in {a:colour=colour} {cloth=cloth}, {a:@colour} {@cloth}, {a:look}, {@colour} {@cloth}.
+$When {A} {moved} there in {a:colour=colour}, {@colour}, {@colour} {cloth=cloth}, {a:@cloth}, {a:look}, {@colour} {@cloth}.
 There stood {name=B}, $folkB. $callB "I shall win," {said} {B} {adv}. ¶
 The contest was in {chore}, {chore} and {game}. {name=C}, {a:trait}, {trait} {trade}, counted {adv}. $callC
 {A} {gesture} {adv}, and {B} {gesture} {adv} and {adv}.
@@ -134,7 +134,7 @@ and {a:tool=tool}, {a:@tool}, {a:look} {@tool}.
 Then came {storm}, {storm} and {storm}. "I am {mood} and {mood}," {said} {B} {adv}. ¶
 So {A/B=Holder} took the {@tool}, and they {moved} to {a:scenic}, {scenic} {spot}.
 There {name=C}, $folkC, was {adv} {chore}. $callC
-"You look {mood}, {B}!" {said} {C} {adv}, and brought {a:colour=colour} {cloth=cloth}, {a:@colour} {@cloth},
+"You look {mood}, {B}!" {said} {C} {adv}, and brought {a:colour=colour}, {@colour}, {@colour} {cloth=cloth}, {a:@cloth},
 {a:look}, {@colour} {@cloth}.
 They ate the {@food}, and talked of {topic}, {topic} and {topic}. <gone C> ¶
 Now {Holder} carried the {@tool}, {A/B=Winner} wore the {@colour} {@cloth}, and both {moved} home, {mood} and {mood}.
@@ -142,7 +142,7 @@ $moral
 """,
     # Food vanishes; the thief is found, and forgiven.
     "thief": """
-For {count=count} days, {food=food}, {@food}, {tasty} {@food}, had vanished from {a:spot=spot}, {a:@spot},
+For {count=count}, {@count}, {@count} days, {food=food}, {@food}, {tasty} {@food}, had vanished from {a:spot=spot}, {a:@spot},
 {a:scenic} {@spot}.
 "The thief is {name=B}, that {trait}, {trait} {trade}!" {said} {A} {adv}. $callB
 "After {@count} days I am {mood} and {mood}," {said} {B} {adv}. ¶
@@ -159,7 +159,7 @@ Nothing would have made {A} so {mood} and {mood} as {a:beast=wish}, {a:@wish}, {
 "{C:furry} beasts are {mood}," {A.his} {trait}, {trait} {kin} {said} {adv}. ¶
 $When {A?s} {moved} $way to {a:scenic}, {scenic} {spot}.
 There {name=B}, $folkB, was {adv} {chore}. $callB "I wish for {a:@wish}," {said} {A} {adv}.
-"Bring me {count=count} {look} {s:trifle=fee} and {food=food}, {@food}, {tasty} {@food}," {said} {B}. ¶
+"Bring me {count=count}, {@count}, {@count} {s:trifle=fee}, {@count} {look} {s:@fee}, and {food=food}, {@food}, {tasty} {@food}," {said} {B}. ¶
 Now {A} {gesture}, and {adv} brought the {@food} and the {@count} {s:@fee}.
 Then out of {a:colour} {nook} {moved} {a:@wish}, {furry} and {furry}.
 {B} {gesture} and {moved} away. <gone B> The {@wish} {adv} kissed {A}.

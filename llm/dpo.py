@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm import checkpoint, optim
+from llm import checkpoint
 from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
+from llm.optim.adamw import adamw
+from llm.optim.schedules import cosine
 from llm.preferences import PairTexts
 from llm.pretrain import Record, restore, saved_tensors
 from llm.scoring import Segment, logprobs, score
@@ -120,7 +122,7 @@ def dpo(
     reference = torch.from_numpy(reference_logprobs(policy, train, compute, checkpoints / "reference-train"))
     held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
     policy.train()
-    optimizer = optim.adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
+    optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
     start, records = restore(policy, optimizer, checkpoints)
     yield from records
     if not records:
@@ -131,7 +133,7 @@ def dpo(
     steps = per_epoch * config.epochs
     for step in range(start, steps):
         done = step + 1
-        lr = optim.cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
+        lr = cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
         for group in optimizer.param_groups:
             group["lr"] = lr
         order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))

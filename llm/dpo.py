@@ -23,6 +23,7 @@ from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
 from llm.optim.adamw import adamw
+from llm.optim.guard import Guard
 from llm.optim.schedules import cosine
 from llm.preferences import PairTexts
 from llm.pretrain import Record, restore, saved_tensors
@@ -123,7 +124,8 @@ def dpo(
     held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
     policy.train()
     optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
-    start, records = restore(policy, optimizer, checkpoints)
+    guard = Guard(compute.device, allowed=0, scaling=compute.scales_loss)
+    start, records = restore(policy, optimizer, checkpoints, guard.state)
     yield from records
     if not records:
         records.append(Record(0, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
@@ -146,12 +148,24 @@ def dpo(
         chosen_tokens = sum(len(train.chosen[i].tokens) - train.chosen[i].first for i in rows)
         sft_loss = -policy_logprobs[0].sum() / chosen_tokens
         loss = sigmoid_loss(margins) + config.sft_weight * sft_loss
-        loss.backward()
+        guard.scaled(loss).backward()
+        guard.unscale(policy)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+        optimizer.found_inf = guard.judge(step, loss.detach(), grad_norm)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
 
-        if done % config.log_every == 0 or done == steps:
+        logging = done % config.log_every == 0 or done == steps
+        evaluating = done % config.eval_every == 0 or done == steps
+        saving = done % config.checkpoint_every == 0 and done < steps
+        if logging or evaluating or saving:
+            frozen_at = guard.frozen_at()
+            if frozen_at is not None:
+                raise WordmillError(
+                    f"step {frozen_at}: loss or gradient is not finite; lower dpo.lr or dpo.beta, "
+                    "or set compute.precision: fp32"
+                )
+        if logging:
             values = {
                 "loss": loss.item(),
                 "sft_loss": sft_loss.item(),
@@ -166,14 +180,14 @@ def dpo(
             }
             records.append(Record(done, values))
             yield records[-1]
-        if done % config.eval_every == 0 or done == steps:
+        if evaluating:
             policy.eval()
             records.append(Record(done, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
             policy.train()
             yield records[-1]
-        if done % config.checkpoint_every == 0 and done < steps:
+        if saving:
             state = {"records": [asdict(record) for record in records]}
-            checkpoint.write(checkpoints, done, saved_tensors(policy, optimizer), state)
+            checkpoint.write(checkpoints, done, saved_tensors(policy, optimizer, guard.state), state)
 
 
 def _held_out(

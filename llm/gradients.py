@@ -23,6 +23,7 @@ class Batch:
     step: int
     inputs: Tensor
     targets: Tensor
+    documents: Tensor | None = None  # (batch_size, T) int64: a position sees only those of equal number; None: all
 
 
 def backward(
@@ -41,12 +42,13 @@ def backward(
     """
     loss = torch.zeros((), device=compute.device)
     batch_size = len(batch.inputs)
-    parts = zip(batch.inputs.split(micro_batch_size), batch.targets.split(micro_batch_size), strict=True)
-    for index, (x, y) in enumerate(parts):
-        if getattr(model.config, "dropout", 0.0) > 0:
+    for index, start in enumerate(range(0, batch_size, micro_batch_size)):
+        rows = slice(start, start + micro_batch_size)
+        x, y = batch.inputs[rows], batch.targets[rows]
+        if model.config.dropout > 0:
             torch.manual_seed(dropout_seed(seed, batch.step, index))
         with compute.autocast():
-            states = hidden(x)
+            states = hidden(x, documents=None if batch.documents is None else batch.documents[rows])
             part = next_token_loss(states, model.head.weight, y) * (len(x) / batch_size)
         guard.scaled(part).backward()
         loss += part.detach()

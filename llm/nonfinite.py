@@ -97,9 +97,9 @@ def investigate(model: Transformer, batch: Batch, settings: Settings, compute: C
     with _watched(model) as findings:
         loss, _ = backward(model, model.hidden, batch, settings.micro_batch_size, settings.seed, compute, guard)
         guard.unscale(model)
-    if not findings and not loss.isfinite():
-        own = _bad_parameter(model.head, "head")
-        findings.append(own or _finding("forward", "head", "loss", loss))
+    if not loss.isfinite() and (not findings or findings[0].phase == "backward"):
+        # The head's product and the loss are one function, not a module.
+        findings[:0] = [_bad_parameter(model.head, "head") or _finding("forward", "head", "loss", loss)]
     for name, weight in model.named_parameters():
         if not findings and weight.grad is not None and not weight.grad.isfinite().all():
             module, _, tensor = name.rpartition(".")
@@ -140,12 +140,16 @@ def _watched(model: nn.Module) -> Iterator[list[Finding]]:
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
-            for handle in (
+            handles = [
                 module.register_forward_pre_hook(partial(enter, name)),
                 module.register_forward_hook(partial(leave, name)),
-                module.register_full_backward_pre_hook(partial(enter_backward, name)),
-                module.register_full_backward_hook(partial(leave_backward, name)),
-            ):
+            ]
+            if not isinstance(module, nn.Embedding):  # its inputs are ids, which have no gradient
+                handles += [
+                    module.register_full_backward_pre_hook(partial(enter_backward, name)),
+                    module.register_full_backward_hook(partial(leave_backward, name)),
+                ]
+            for handle in handles:
                 hooks.callback(handle.remove)
         for name, weight in model.named_parameters():
             module_name, _, tensor = name.rpartition(".")
@@ -200,8 +204,10 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
     save_file(weights, folder / "weights.safetensors")
-    tokens = {"inputs": batch.inputs.cpu().contiguous(), "targets": batch.targets.cpu().contiguous()}
-    save_file(tokens, folder / "batch.safetensors")
+    tokens = {"inputs": batch.inputs, "targets": batch.targets}
+    if batch.documents is not None:
+        tokens["documents"] = batch.documents
+    save_file({name: ids.cpu().contiguous() for name, ids in tokens.items()}, folder / "batch.safetensors")
     content = {
         "step": batch.step,
         "micro_batch_size": settings.micro_batch_size,
@@ -239,7 +245,7 @@ def replay(folder: Path, device: str | None = None) -> Finding | None:
     model.to(compute.device).train()
     guard = Guard(compute.device, 0, compute.scales_loss)
     guard.state["scale"].fill_(content["loss_scale"])
-    batch = Batch(content["step"], tokens["inputs"].to(compute.device), tokens["targets"].to(compute.device))
+    batch = Batch(content["step"], **{name: ids.to(compute.device) for name, ids in tokens.items()})
     return investigate(model, batch, _Saved(content["micro_batch_size"], content["seed"]), compute, guard)
 
 

@@ -44,6 +44,7 @@ class PretrainConfig:
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    mask_documents: bool  # documents in one sequence do not see each other
     optimizer: Literal["adamw", "adamw_reference", "muon"]
     lr: float  # peak learning rate
     muon_lr: float  # muon: peak learning rate of the hidden matrices; the rest has lr
@@ -99,9 +100,13 @@ class Record:
 
 
 class BatchSource(Protocol):
-    """`batch(step)` gives inputs and targets, both (batch_size, T) int64: a function of the step alone."""
+    """`batch(step)` gives inputs and targets, both (batch_size, T) int64: a function of the step alone.
+
+    So is `positions(step)`: the document of every input, and its place in it. Asked for only to mask documents.
+    """
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def pretrain(
@@ -144,8 +149,7 @@ def pretrain(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, group["peak"])
 
-        inputs, targets = (torch.from_numpy(part).to(compute.device) for part in batches.batch(step))
-        batch = Batch(step, inputs, targets)
+        batch = _batch(batches, step, config, compute)
         loss, states = backward(model, hidden, batch, config.micro_batch_size, config.seed, compute, guard)
         guard.unscale(model)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -153,14 +157,13 @@ def pretrain(
         optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
-        flops_per_step = flops_per_token(model.config, model.vocab_size) * inputs.numel()
+        flops_per_step = flops_per_token(model.config, model.vocab_size) * batch.inputs.numel()
 
         # Where looking means waiting for the device, look only when there is a reason to wait anyway.
         if logging or evaluating or sampling or saving or compute.device.type == "cpu":
             frozen_at = guard.frozen_at()
             if frozen_at is not None:
-                inputs, targets = (torch.from_numpy(part).to(compute.device) for part in batches.batch(frozen_at))
-                batch = Batch(frozen_at, inputs, targets)
+                batch = _batch(batches, frozen_at, config, compute)
                 raise WordmillError(nonfinite.report(model, batch, config, compute, guard, checkpoints))
         if logging:
             values = {
@@ -170,14 +173,14 @@ def pretrain(
                 "param_norm": _norm(before),
                 "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)]) / _norm(before),
                 "logit_entropy": _entropy(model, states[0]),
-                "tokens": float(done * inputs.numel()),
+                "tokens": float(done * batch.inputs.numel()),
                 "flops": float(done * flops_per_step),
                 **guard.figures(),
             }
             values = {name: value for name, value in values.items() if math.isfinite(value)}  # a skipped step's are not
             rate = watch.lap(done - step if done == 1 else config.log_every)
             machine = {
-                "tokens_per_second": rate * inputs.numel(),
+                "tokens_per_second": rate * batch.inputs.numel(),
                 "fraction_of_peak": rate * flops_per_step / peak,
                 "memory_gb": _memory(compute) / 1e9,
             }
@@ -234,6 +237,11 @@ def restore(
         value.copy_(tensors[f"guard.{name}"])
     print(f"resuming after step {step}", flush=True)
     return step, [Record(**{**record, "resumed": True}) for record in state["records"]]
+
+
+def _batch(batches: BatchSource, step: int, config: PretrainConfig, compute: Compute) -> Batch:
+    arrays = [*batches.batch(step), *(batches.positions(step)[:1] if config.mask_documents else ())]
+    return Batch(step, *(torch.from_numpy(array).to(compute.device) for array in arrays))
 
 
 class _Stopwatch:

@@ -56,8 +56,8 @@ def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
         layout = _layout(settings)
         model = Transformer(layout.config(settings, attention), settings["vocab_size"])
         tensors = _tensors(folder)
-    except FileNotFoundError as error:
-        raise WordmillError(f"{folder}: no model there ({Path(str(error.filename)).name} is missing)") from None
+    except FileNotFoundError:
+        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise WordmillError(f"{folder}: damaged ({error}); `dvc checkout` brings it back") from None
     except ConfigError as error:
@@ -102,18 +102,23 @@ def _layout(settings: Any) -> Layout:
 def _tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of one file, or of the files that the index names."""
     index = folder / f"{WEIGHTS}.index.json"
-    if (folder / WEIGHTS).exists() or not index.exists():
+    if (folder / WEIGHTS).exists():
+        names = [WEIGHTS]
+    elif index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
         pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        if pickled and not (folder / WEIGHTS).exists():
+        if pickled:
             raise WordmillError(
                 f"{folder}: {pickled[0]} is pickled, and opening it could run anything; "
                 "save it as safetensors where you trust it (save_pretrained does)"
             )
-        return load_file(folder / WEIGHTS)
-    shards = json.loads(index.read_text()).get("weight_map", {})
+        names = [WEIGHTS]
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
+    for name in names:
         if Path(name).name != name:
             raise WordmillError(f"{index}: {name!r} is not a file beside it")
+        if not (folder / name).exists():
+            raise WordmillError(f"{folder}: no model there ({name} is missing)")
         tensors |= load_file(folder / name)
     return tensors

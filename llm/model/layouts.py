@@ -3,8 +3,7 @@
 - `llama`: rope, rmsnorm, swiglu, with biases everywhere or nowhere. `transformers` opens it as LlamaForCausalLM.
 - `qwen3`: the same without biases, with normed queries and keys. Qwen3ForCausalLM.
 - `gpt2`: learned or sinusoidal positions, layernorm, gelu, relu or relu2, biases, as many key-value heads as query
-  heads. GPT2LMHeadModel. It keeps matrices transposed, as (in, out); sinusoids are written out
-  in the place of its learned positions.
+  heads. GPT2LMHeadModel. Matrices are transposed there, (in, out), and sinusoids take the place of learned positions.
 - `wordmill`: any other mixture, under our own names. `transformers` has no class for it.
 
 A layout is two tables. One names the weights, as views into ours (fused matrices in their parts), so it serves saving
@@ -179,11 +178,11 @@ def _gpt2_views(model: Transformer) -> dict[str, Tensor]:
             block, at = f"blocks.{layer}", f"transformer.h.{layer}"
             views |= {
                 f"{at}.ln_1.{kind}": ours[f"{block}.attention_norm.{kind}"],
-                f"{at}.attn.c_attn.{kind}": ours[f"{block}.attention.qkv.{kind}"].T,
-                f"{at}.attn.c_proj.{kind}": ours[f"{block}.attention.out.{kind}"].T,
+                f"{at}.attn.c_attn.{kind}": ours[f"{block}.attention.qkv.{kind}"].t(),
+                f"{at}.attn.c_proj.{kind}": ours[f"{block}.attention.out.{kind}"].t(),
                 f"{at}.ln_2.{kind}": ours[f"{block}.feed_forward_norm.{kind}"],
-                f"{at}.mlp.c_fc.{kind}": ours[f"{block}.feed_forward.up.{kind}"].T,
-                f"{at}.mlp.c_proj.{kind}": ours[f"{block}.feed_forward.down.{kind}"].T,
+                f"{at}.mlp.c_fc.{kind}": ours[f"{block}.feed_forward.up.{kind}"].t(),
+                f"{at}.mlp.c_proj.{kind}": ours[f"{block}.feed_forward.down.{kind}"].t(),
             }
     return views
 

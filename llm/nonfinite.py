@@ -70,7 +70,7 @@ class Finding:
         shape = "×".join(map(str, self.shape)) or "scalar"
         return (
             f"{self.phase}, {self.module}, {self.tensor} ({shape} {self.dtype}: "
-            f"{self.nan_share:.2%} NaN, {self.inf_share:.2%} infinite, {finite})"
+            f"{100 * self.nan_share:.2g}% NaN, {100 * self.inf_share:.2g}% infinite, {finite})"
         )
 
 
@@ -82,12 +82,12 @@ def report(model: Transformer, batch: Batch, settings: Settings, compute: Comput
     finding = investigate(model, batch, settings, compute, guard)
     bundle = folder / f"nonfinite-step-{batch.step}"
     _write(bundle, model, batch, settings, compute, guard, finding)
-    found = "" if finding is None else f"first in {finding}; "
-    repeated = "every time it is repeated" if finding else "but is when repeated without torch.compile and from here"
+    found = f"; first in {finding}" if finding else ", but all of it is when repeated"
+    if finding is None and compute.config.compile:
+        found += " without torch.compile"
     return (
-        f"step {batch.step}: loss or gradient is not finite, {repeated}: {found}"
-        f"`python -m llm.nonfinite {bundle}` shows it again; lower pretrain.lr, or leave such steps out with "
-        "pretrain.on_nonfinite: skip"
+        f"step {batch.step}: loss or gradient is not finite{found}; `python -m llm.nonfinite {bundle}` repeats it; "
+        "lower pretrain.lr, or leave such steps out with pretrain.on_nonfinite: skip"
     )
 
 
@@ -100,12 +100,23 @@ def investigate(model: Transformer, batch: Batch, settings: Settings, compute: C
     if not loss.isfinite() and (not findings or findings[0].phase == "backward"):
         # The head's product and the loss are one function, not a module.
         findings[:0] = [_bad_parameter(model.head, "head") or _finding("forward", "head", "loss", loss)]
-    for name, weight in model.named_parameters():
-        if not findings and weight.grad is not None and not weight.grad.isfinite().all():
-            module, _, tensor = name.rpartition(".")
-            findings.append(_finding("backward", module, f"gradient of {tensor}, summed over the batch", weight.grad))
+    if not findings:
+        findings += _summed(model)
     model.zero_grad()
     return findings[0] if findings else None
+
+
+def _summed(model: nn.Module) -> list[Finding]:
+    """What only shows in sums: over the micro-batches, or over the squares of the gradient's norm."""
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    norms = {name: torch.linalg.vector_norm(gradient) for name, gradient in gradients.items()}
+    if torch.linalg.vector_norm(torch.stack(list(norms.values()))).isfinite():
+        return []
+    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    name = bad[0] if bad else max(gradients, key=lambda name: gradients[name].abs().max().item())
+    module, _, tensor = name.rpartition(".")
+    what = "summed over the batch" if bad else "the largest of those whose squares overflow"
+    return [_finding("backward", module, f"gradient of {tensor}, {what}", gradients[name])]
 
 
 @contextmanager

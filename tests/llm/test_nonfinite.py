@@ -119,6 +119,16 @@ def test_a_fault_between_modules_shows_at_the_next_door(model: Transformer, comp
     assert (finding.phase, finding.module, finding.tensor) == ("forward", "blocks.1.attention.out", "input")
 
 
+def test_a_norm_that_overflows_names_the_largest_gradient(model: Transformer, compute: Compute) -> None:
+    weight = model.get_parameter("blocks.0.attention.out.weight")
+    handle = weight.register_hook(lambda gradient: gradient * 1e25)
+    finding = find(model, compute)
+    handle.remove()
+    assert finding is not None
+    assert (finding.phase, finding.module) == ("backward", "blocks.0.attention.out")
+    assert finding.tensor == "gradient of weight, the largest of those whose squares overflow"
+
+
 def test_hooks_are_gone_afterwards(model: Transformer, compute: Compute) -> None:
     find(model, compute)
     for module in model.modules():
@@ -137,7 +147,7 @@ def test_training_stops_with_one_line_and_a_bundle_that_repeats_it(
     bundle = tmp_path / "nonfinite-step-0"
     line = str(caught.value)
     assert "\n" not in line
-    assert "forward, blocks.1.feed_forward.down, weight (32×48 float32: 0.07% NaN" in line
+    assert "forward, blocks.1.feed_forward.down, weight (32×48 float32: 0.065% NaN" in line
     assert str(bundle) in line
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight.detach(), before[name], rtol=0, atol=0, equal_nan=True)
@@ -152,7 +162,7 @@ def test_training_stops_with_one_line_and_a_bundle_that_repeats_it(
     replayed = subprocess.run(
         [sys.executable, "-m", "llm.nonfinite", str(bundle)], cwd=REPO, capture_output=True, text=True, check=True
     )
-    assert replayed.stdout.startswith("first: forward, blocks.1.feed_forward.down, weight (32×48 float32: 0.07% NaN")
+    assert replayed.stdout.startswith("first: forward, blocks.1.feed_forward.down, weight (32×48 float32: 0.065% NaN")
 
 
 def test_a_step_in_the_middle_is_stopped_before_it_does_harm(

@@ -229,6 +229,26 @@ def test_dpo_starts_at_ln_2_and_prefers_the_chosen(tiny_config: ModelConfig, com
     assert held_out[-1]["held_out_loss"] < np.log(2)
 
 
+def test_dpo_in_fp16_learns_as_in_fp32(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
+    half = Compute(ComputeConfig(device="cpu", precision="fp16", tf32=False, compile=False, threads=1))
+    ends = []
+    for name, format in (("fp32", compute), ("fp16", half)):
+        _, records = start_dpo(tiny_config, format, tmp_path / name)
+        ends.append([r.values for r in records if "margin" in r.values][-1])
+    assert ends[1]["grad_norm"] == pytest.approx(ends[0]["grad_norm"], rel=0.05)
+    assert ends[1]["loss"] == pytest.approx(ends[0]["loss"], abs=0.01)
+
+
+def test_dpo_stops_before_a_step_that_is_not_finite(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
+    policy, records = start_dpo(tiny_config, compute, tmp_path)
+    next(records)
+    before = [weight.detach().clone() for weight in policy.parameters()]
+    policy.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(WordmillError, match="step 0: loss or gradient is not finite; lower dpo.lr"):
+        next(records)
+    assert all(torch.equal(one, two) for one, two in zip(policy.parameters(), before, strict=True))
+
+
 def test_dpo_refuses_fewer_pairs_than_a_batch(tiny_model: Transformer, compute: Compute, tmp_path: Path) -> None:
     with pytest.raises(WordmillError, match=r"dpo.batch_size: 4 is more than the 3 training pairs"):
         next(dpo(tiny_model, ascending_pairs(3, 0), ascending_pairs(1, 1), DPO, compute, tmp_path))

@@ -123,6 +123,16 @@ class _Text:
     forks: list[tuple[int, int, int]]  # position, chosen token, rejected token
 
 
+def _continues(tokens: np.ndarray, text: _Text) -> bool:
+    """Whether `tokens` begin with the text. Its last token may be another: a full stop at the end of an answer is a
+    token of its own, in the longer text it may be one with the line end behind it."""
+    body = text.tokens[:-1]
+    if not np.array_equal(tokens[: len(body)], body):
+        return False
+    scored = max(place for place, _, _ in text.forks)
+    return scored < len(body) or np.array_equal(tokens[: len(text.tokens)], text.tokens)
+
+
 class Forks:
     """Scope `fork`. Pairs in which one answer is the beginning of the other do not part; `dropped` counts them."""
 
@@ -130,7 +140,7 @@ class Forks:
         self.texts: list[_Text] = []
         self.pairs: list[list[int]] = []
         self.cut, self.dropped = pairs.cut, 0
-        order = sorted(range(len(pairs)), key=lambda i: pairs.chosen[i].tokens.tolist())  # beginnings come first
+        order = sorted(range(len(pairs)), key=lambda i: pairs.chosen[i].tokens[:-1].tolist())  # beginnings come first
         for number in order:
             chosen, rejected = pairs.chosen[number], pairs.rejected[number]
             shorter = min(len(chosen.tokens), len(rejected.tokens))
@@ -141,7 +151,7 @@ class Forks:
             place = int(parting[0])
             fork = (place, int(chosen.tokens[place]), int(rejected.tokens[place]))
             last = self.texts[-1] if self.texts else None
-            if last and np.array_equal(chosen.tokens[: len(last.tokens)], last.tokens):
+            if last and _continues(chosen.tokens, last):
                 last.tokens, last.first = chosen.tokens, min(last.first, chosen.first)
                 last.forks.append(fork)
                 self.pairs[-1].append(number)

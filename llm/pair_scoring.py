@@ -46,7 +46,8 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
     """Tokens of each prompt and answer: <end of text> prompt answer, and <end of text> again where answers are whole.
 
     Prompt and answer are encoded as one text, as the model knows it; a token that reaches from one into the other
-    counts as answer. What does not fit into block_size + 1 tokens is cut: answers on the right to half of that at
+    counts as answer. An answer that is not whole loses its last token: in the text that goes on, a full stop may be one
+    token with the line end behind it, and learning it alone would unlearn paragraphs. What does not fit into block_size + 1 tokens is cut: answers on the right to half of that at
     most, then the prompt on the left, the same for both answers.
     """
     sides: tuple[list[Segment], list[Segment]] = ([], [])
@@ -55,7 +56,7 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
     for prompt, chosen, rejected, whole in zip(texts.prompt, texts.chosen, texts.rejected, texts.whole, strict=True):
         wholes = [[end, *tokenizer.encode(prompt + answer)] + [end] * whole for answer in (chosen, rejected)]
         first = _common([end, *tokenizer.encode(prompt)], *wholes)
-        start, tokens = wholes[0][:first], [whole_text[first:] for whole_text in wholes]
+        start, tokens = wholes[0][:first], [text[first:] if whole else text[first:-1] for text in wholes]
         room = block_size + 1
         if len(start) + max(map(len, tokens)) > room:
             cut += 1
@@ -123,16 +124,6 @@ class _Text:
     forks: list[tuple[int, int, int]]  # position, chosen token, rejected token
 
 
-def _continues(tokens: np.ndarray, text: _Text) -> bool:
-    """Whether `tokens` begin with the text. Its last token may be another: a full stop at the end of an answer is a
-    token of its own, in the longer text it may be one with the line end behind it."""
-    body = text.tokens[:-1]
-    if not np.array_equal(tokens[: len(body)], body):
-        return False
-    scored = max(place for place, _, _ in text.forks)
-    return scored < len(body) or np.array_equal(tokens[: len(text.tokens)], text.tokens)
-
-
 class Forks:
     """Scope `fork`. Pairs in which one answer is the beginning of the other do not part; `dropped` counts them."""
 
@@ -140,7 +131,7 @@ class Forks:
         self.texts: list[_Text] = []
         self.pairs: list[list[int]] = []
         self.cut, self.dropped = pairs.cut, 0
-        order = sorted(range(len(pairs)), key=lambda i: pairs.chosen[i].tokens[:-1].tolist())  # beginnings come first
+        order = sorted(range(len(pairs)), key=lambda i: pairs.chosen[i].tokens.tolist())  # beginnings come first
         for number in order:
             chosen, rejected = pairs.chosen[number], pairs.rejected[number]
             shorter = min(len(chosen.tokens), len(rejected.tokens))
@@ -151,7 +142,7 @@ class Forks:
             place = int(parting[0])
             fork = (place, int(chosen.tokens[place]), int(rejected.tokens[place]))
             last = self.texts[-1] if self.texts else None
-            if last and _continues(chosen.tokens, last):
+            if last and np.array_equal(chosen.tokens[: len(last.tokens)], last.tokens):
                 last.tokens, last.first = chosen.tokens, min(last.first, chosen.first)
                 last.forks.append(fork)
                 self.pairs[-1].append(number)

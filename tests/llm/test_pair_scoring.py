@@ -50,7 +50,7 @@ def model(tokenizer: Tokenizer, tiny_config: ModelConfig) -> Transformer:
 def test_prompt_and_answer_are_encoded_as_the_text_that_they_are(tokenizer: Tokenizer, texts: PairTexts) -> None:
     found = encode_pairs(tokenizer, texts, 512)
     for prompt, chosen, segment in zip(texts.prompt, texts.chosen, found.chosen, strict=True):
-        assert segment.tokens.tolist() == [tokenizer.end_of_text, *tokenizer.encode(prompt + chosen)]
+        assert segment.tokens.tolist() == [tokenizer.end_of_text, *tokenizer.encode(prompt + chosen)[:-1]]
         assert prompt.startswith(tokenizer.decode(segment.tokens[1 : segment.first].tolist()))
     # The full stop before a new paragraph is one token with it: it cannot stay in the prompt.
     whole = encode_pairs(tokenizer, PairTexts(["He sat."], ["\n\nNow he ran."], ["\n\nNow she ran."], [True]), 512)

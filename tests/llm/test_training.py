@@ -248,7 +248,7 @@ def test_dpo_stops_before_a_step_that_is_not_finite(tiny_config: ModelConfig, co
     next(records)
     before = [weight.detach().clone() for weight in policy.parameters()]
     policy.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(WordmillError, match="step 0: loss or gradient is not finite; lower dpo.lr"):
+    with pytest.raises(WordmillError, match=r"step 0: loss or gradient is not finite; lower dpo\.lr"):
         next(records)
     assert all(torch.equal(one, two) for one, two in zip(policy.parameters(), before, strict=True))
 

@@ -206,6 +206,16 @@ def test_generation_is_the_same_as_without_a_cache(tiny_config: ModelConfig, pos
 
 
 @pytest.mark.parametrize("change", EVERY_ENTRY, ids=str)
+def test_training_starts_near_ln_of_the_vocabulary(tiny_config: ModelConfig, change: dict[str, Any]) -> None:
+    model = Transformer(replace(tiny_config, n_layer=6, **change), 2000)
+    model.initialise(1)
+    ids = torch.randint(0, 2000, (4, 33), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(2000), abs=0.3)
+
+
+@pytest.mark.parametrize("change", EVERY_ENTRY, ids=str)
 def test_every_part_trains_in_bf16(tiny_config: ModelConfig, change: dict[str, Any]) -> None:
     model = started(replace(tiny_config, **change))
     ids = some_ids(2, 20)

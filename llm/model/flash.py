@@ -49,12 +49,16 @@ class Tiles:
 
 
 _INTERPRETED = Tiles(Tile(32, 16, 1, 1), Tile(32, 16, 1, 1), Tile(16, 32, 1, 1))
-_SINGLE = Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2))  # fp32: no tensor cores, many registers
-_HALF = {  # bf16 and fp16, by head width and whether a block may have 160 KiB of shared memory, or 99 at least
+# Chosen by compiling for 8.0, 8.6, 9.0 and 10.0: none needs more shared memory than there is, and few registers spill.
+_SINGLE = {  # fp32, by head width: no tensor cores, so every number of a tile is in some thread's registers
+    64: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
+    128: Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 8, 2), Tile(16, 32, 8, 2)),
+}
+_HALF = {  # bf16 and fp16, by head width and whether a block may have 160 KiB of shared memory, or only 99
     (64, True): Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-    (64, False): Tiles(Tile(128, 64, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 2)),
-    (128, True): Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
-    (128, False): Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (64, False): Tiles(Tile(128, 64, 4, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    (128, True): Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
+    (128, False): Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 8, 2)),
 }
 
 
@@ -86,9 +90,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> T
 
 def tiles(d_head: int, dtype: torch.dtype, shared_memory: int) -> Tiles:
     """The tile sizes for a head width, a type, and the bytes of shared memory that a block may have."""
-    if dtype == torch.float32:
-        return _SINGLE
-    return _HALF[64 if d_head <= 64 else 128, shared_memory >= 160 * 1024]
+    width = 64 if d_head <= 64 else 128
+    return _SINGLE[width] if dtype == torch.float32 else _HALF[width, shared_memory >= 160 * 1024]
 
 
 @torch.library.custom_op("wordmill::flash_forward", mutates_args=())
@@ -154,8 +157,10 @@ def _ready(q: Tensor) -> tuple[ModuleType, Tiles]:
             f"attention flash needs a CUDA device and is asked to run on {q.device.type}: use attention fused, or try "
             "it slowly with TRITON_INTERPRET=1 in the environment"
         )
-    shared = torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin
-    return flash_kernels, tiles(q.shape[3], q.dtype, shared)
+    device = torch.cuda.get_device_properties(q.device)
+    if device.major < 8:
+        raise WordmillError(f"attention flash needs compute capability 8.0, {device.name} is older; use attention fused")
+    return flash_kernels, tiles(q.shape[3], q.dtype, device.shared_memory_per_block_optin)
 
 
 def _interpreted() -> bool:

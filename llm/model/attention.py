@@ -6,6 +6,7 @@ numbers the documents that a sequence is packed from; a position then sees only 
 
 - `reference` is the formula, one head at a time.
 - `fused` runs all heads at once, on any device: the default.
+- `flash` is FlashAttention-2, written here: `llm.model.flash`. For an NVIDIA GPU.
 - `flex` is torch's FlexAttention, compiled for a GPU; it skips whole blocks that the mask hides.
 """
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from llm.errors import WordmillError
+from llm.model.flash import flash
 
 
 class Attend(Protocol):
@@ -102,4 +104,4 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-ATTENTIONS: dict[str, Attend] = {"reference": reference, "fused": fused, "flex": flex}
+ATTENTIONS: dict[str, Attend] = {"reference": reference, "fused": fused, "flash": flash, "flex": flex}

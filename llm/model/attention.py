@@ -64,11 +64,11 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tenso
     B, H, T, E = q.shape
     groups = H // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1).flatten(0, 1), v.repeat_interleave(groups, dim=1).flatten(0, 1)
-    later = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(later, q.flatten(0, 1), k.transpose(1, 2), alpha=1 / math.sqrt(E))  # (B·H, T, T)
+    hidden = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)  # what is added to the scores
     if documents is not None:
         foreign = documents[:, None, :, None] != documents[:, None, None, :]  # (B, 1, T, T)
-        scores = scores.view(B, H, T, T).masked_fill(foreign, float("-inf")).view(B * H, T, T)
+        hidden = hidden.masked_fill(foreign, float("-inf")).expand(B, H, T, T).flatten(0, 1)
+    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.transpose(1, 2), alpha=1 / math.sqrt(E))  # (B·H, T, T)
     return torch.bmm(scores.softmax(dim=-1).to(v.dtype), v).view(B, H, T, E)
 
 

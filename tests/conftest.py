@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def compute() -> Compute:
-    return Compute(ComputeConfig(device="cpu", precision="fp32", threads=1))
+    return Compute(ComputeConfig(device="cpu", precision="fp32", tf32=False, compile=False, threads=1))
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Te
             f"model.attention: flex needs a CUDA GPU, since torch has no backward pass for it on {q.device.type}; "
             "use fused"
         )
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()  # it is compiled once, not twice
+    # a model that is being compiled brings it along
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     return attend(q, k, v, block_mask=flex_mask(q, documents), enable_gqa=k.shape[1] != q.shape[1])
 
 

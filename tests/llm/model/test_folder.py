@@ -46,7 +46,7 @@ def started(config: ModelConfig) -> Transformer:
 
 
 def saved(model: Transformer, at: Path) -> Path:
-    for name in folder.TOKENIZER_FILES:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         (at / name).write_text("{}")
     folder.save(model, at / "model", at, end_of_text=0)
     return at / "model"

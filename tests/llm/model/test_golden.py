@@ -1,4 +1,4 @@
-"""The losses of five steps of the default's shape, as they were before a refactoring: they must not move by one bit.
+"""The losses of five steps of the default as it was before its parts had names: they must not move by one bit.
 
 Bits depend on the processor and on torch, so elsewhere than where they were recorded the losses are compared to 1e-4.
 Who means to change the numbers renews the list and says so in docs/LOG.md.

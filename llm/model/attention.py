@@ -6,6 +6,7 @@ numbers the documents that a sequence is packed from; a position then sees only 
 
 - `reference` is the formula, one head at a time.
 - `fused` runs all heads at once, on any device: the default.
+- `flash` is FlashAttention-2, written here: `llm.model.flash`. For an NVIDIA GPU.
 - `flex` is torch's FlexAttention, compiled for a GPU; it skips whole blocks that the mask hides.
 """
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from llm.errors import WordmillError
+from llm.model.flash import flash
 
 
 class Attend(Protocol):
@@ -62,11 +64,11 @@ def _batched(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None) -> Tenso
     B, H, T, E = q.shape
     groups = H // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1).flatten(0, 1), v.repeat_interleave(groups, dim=1).flatten(0, 1)
-    later = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(later, q.flatten(0, 1), k.transpose(1, 2), alpha=1 / math.sqrt(E))  # (B·H, T, T)
+    hidden = torch.full((T, T), float("-inf"), dtype=q.dtype, device=q.device).triu(1)  # what is added to the scores
     if documents is not None:
         foreign = documents[:, None, :, None] != documents[:, None, None, :]  # (B, 1, T, T)
-        scores = scores.view(B, H, T, T).masked_fill(foreign, float("-inf")).view(B * H, T, T)
+        hidden = hidden.masked_fill(foreign, float("-inf")).expand(B, H, T, T).flatten(0, 1)
+    scores = torch.baddbmm(hidden, q.flatten(0, 1), k.transpose(1, 2), alpha=1 / math.sqrt(E))  # (B·H, T, T)
     return torch.bmm(scores.softmax(dim=-1).to(v.dtype), v).view(B, H, T, E)
 
 
@@ -77,7 +79,9 @@ def flex(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> Te
             f"model.attention: flex needs a CUDA GPU, since torch has no backward pass for it on {q.device.type}; "
             "use fused"
         )
-    return _compiled_flex()(q, k, v, block_mask=flex_mask(q, documents), enable_gqa=k.shape[1] != q.shape[1])
+    # a model that is being compiled brings it along
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    return attend(q, k, v, block_mask=flex_mask(q, documents), enable_gqa=k.shape[1] != q.shape[1])
 
 
 def flex_mask(q: Tensor, documents: Tensor | None) -> BlockMask:
@@ -102,4 +106,4 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-ATTENTIONS: dict[str, Attend] = {"reference": reference, "fused": fused, "flex": flex}
+ATTENTIONS: dict[str, Attend] = {"reference": reference, "fused": fused, "flash": flash, "flex": flex}

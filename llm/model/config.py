@@ -5,7 +5,7 @@ from typing import Literal
 
 from llm.errors import ConfigError
 
-AttentionKind = Literal["reference", "fused", "flex"]
+AttentionKind = Literal["reference", "fused", "flash", "flex"]
 
 
 @dataclass(frozen=True)

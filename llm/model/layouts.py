@@ -13,7 +13,7 @@ refuses the rest by name, since a feature passed over would change the logits.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -49,8 +49,12 @@ def _own_settings(config: ModelConfig) -> Settings:
 
 
 def _own_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
-    names = [name for name in ModelConfig.__dataclass_fields__ if name not in NOT_OF_THE_MODEL]
-    values = {name: _needed(settings, name, (int, float, str)) for name in names}
+    values = {}
+    for name, kind in get_type_hints(ModelConfig).items():
+        if name not in NOT_OF_THE_MODEL:
+            values[name] = _read(settings, name, str if get_args(kind) else kind)
+            if get_args(kind):
+                _only(settings, name, *get_args(kind), default=None)
     return ModelConfig(**values, attention=attention, dropout=0.0)
 
 
@@ -104,7 +108,7 @@ def _llama_settings(config: ModelConfig) -> Settings:
 def _llama_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     """Of Llama and of Qwen3, whose configurations differ in the latter's windows. Defaults are `transformers`'."""
     qwen3 = settings["model_type"] == "qwen3"
-    bias = settings.get("attention_bias", False)
+    bias = _read(settings, "attention_bias", bool, False)
     _only(settings, "mlp_bias", bias, default=False)
     if qwen3:
         _only(settings, "attention_bias", False, default=False)
@@ -113,25 +117,25 @@ def _llama_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     for kind in settings.get("layer_types") or ():
         if kind != "full_attention":
             raise ConfigError("layer_types", f"{kind!r} is not supported, only 'full_attention'")
-    n_head, d_model = _needed(settings, "num_attention_heads"), _needed(settings, "hidden_size")
+    n_head, d_model = _read(settings, "num_attention_heads", int), _read(settings, "hidden_size", int)
     _only(settings, "head_dim", d_model // n_head, None, default=128 if qwen3 else None)
     return ModelConfig(
-        n_layer=_needed(settings, "num_hidden_layers"),
+        n_layer=_read(settings, "num_hidden_layers", int),
         n_head=n_head,
-        n_kv_head=settings.get("num_key_value_heads") or n_head,
+        n_kv_head=_read(settings, "num_key_value_heads", int, n_head),
         d_model=d_model,
-        d_ff=_needed(settings, "intermediate_size"),
-        block_size=_needed(settings, "max_position_embeddings"),
+        d_ff=_read(settings, "intermediate_size", int),
+        block_size=_read(settings, "max_position_embeddings", int),
         attention=attention,
         position="rope",
         rope_theta=_rope_theta(settings),
         norm="rmsnorm",
-        norm_eps=settings.get("rms_norm_eps", 1e-6),
+        norm_eps=_read(settings, "rms_norm_eps", float, 1e-6),
         qk_norm=qwen3,
         feed_forward="swiglu",
         bias=bias,
         dropout=0.0,
-        tie_head=settings.get("tie_word_embeddings", False),
+        tie_head=_read(settings, "tie_word_embeddings", bool, False),
     )
 
 
@@ -142,8 +146,8 @@ def _rope_theta(settings: Settings) -> float:
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
             raise ConfigError(key, f"{kind!r} is not supported, only plain RoPE over the whole head")
-    theta = (settings.get("rope_parameters") or {}).get("rope_theta") or settings.get("rope_theta") or 10_000.0
-    return float(theta)
+    rope = settings.get("rope_parameters") or settings
+    return float(_read(rope, "rope_theta", float, _read(settings, "rope_theta", float, 10_000.0)))
 
 
 GPT2_ACTIVATIONS: dict[str, Literal["gelu", "relu", "relu2"]] = {
@@ -213,24 +217,24 @@ def _gpt2_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     _only(settings, "scale_attn_by_inverse_layer_idx", False, default=False)
     _only(settings, "add_cross_attention", False, default=False)
     _only(settings, "position", "learned", "sinusoidal", default="learned")
-    n_head, d_model = _needed(settings, "n_head"), _needed(settings, "n_embd")
+    n_head, d_model = _read(settings, "n_head", int), _read(settings, "n_embd", int)
     return ModelConfig(
-        n_layer=_needed(settings, "n_layer"),
+        n_layer=_read(settings, "n_layer", int),
         n_head=n_head,
         n_kv_head=n_head,
         d_model=d_model,
-        d_ff=settings.get("n_inner") or 4 * d_model,
-        block_size=_needed(settings, "n_positions"),
+        d_ff=_read(settings, "n_inner", int, 4 * d_model),
+        block_size=_read(settings, "n_positions", int),
         attention=attention,
         position=settings.get("position", "learned"),
         rope_theta=10_000.0,
         norm="layernorm",
-        norm_eps=settings.get("layer_norm_epsilon", 1e-5),
+        norm_eps=_read(settings, "layer_norm_epsilon", float, 1e-5),
         qk_norm=False,
         feed_forward=GPT2_ACTIVATIONS[activation],
         bias=True,
         dropout=0.0,
-        tie_head=settings.get("tie_word_embeddings", True),
+        tie_head=_read(settings, "tie_word_embeddings", bool, True),
     )
 
 
@@ -272,10 +276,15 @@ def _widths(config: ModelConfig) -> tuple[int, int, int]:
     return config.d_model, kv_width, kv_width
 
 
-def _needed(settings: Settings, key: str, types: tuple[type, ...] = (int,)) -> Any:
+def _read(settings: Settings, key: str, kind: type, default: Any = None) -> Any:
+    """The value of a key; `default` if it is not there or null. Raises ConfigError where there is none either."""
     value = settings.get(key)
-    if not isinstance(value, types):
-        raise ConfigError(key, "missing" if value is None else f"{value!r} is not what belongs there")
+    if value is None:
+        value = default
+    if value is None:
+        raise ConfigError(key, "missing")
+    if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and isinstance(value, bool)):
+        raise ConfigError(key, f"{value!r} is not what belongs there")
     return value
 
 

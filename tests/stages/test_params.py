@@ -62,6 +62,12 @@ def test_a_good_file_is_read_with_yaml_1_2_numbers(tmp_path: Path) -> None:
         ("n_layer: 2", "n_layer: 2.0", "params.yaml: model.n_layer: input should be a valid integer, found 2.0"),
         ("norm_eps: 1e-5", "norm_eps: .nan", "params.yaml: model.norm_eps: input should be a finite number, found nan"),
         ("norm_eps: 1e-5", "norm_eps: -1", "params.yaml: model.norm_eps: -1.0 is not positive"),
+        (
+            "norm: rmsnorm",
+            "norm: batchnorm",
+            "params.yaml: model.norm: input should be 'rmsnorm' or 'layernorm', found 'batchnorm'",
+        ),
+        ("dropout: 0", "dropout: 1", "params.yaml: model.dropout: 1.0 is not in [0, 1); 0 is none, 0.1 is usual"),
         ("n_head: 8", "n_head: 6", "params.yaml: model.n_head: 6 does not divide d_model 256; use 4 or 8"),
         ("device: cpu", "device: tpu", "params.yaml: compute.device: input should be 'auto', 'cpu', 'cuda' or 'mps'"),
         ("compute:", "computer:", "params.yaml: computer: unknown section; did you mean 'compute'?"),

@@ -46,7 +46,7 @@ def started(config: ModelConfig) -> Transformer:
 
 
 def saved(model: Transformer, at: Path) -> Path:
-    for name in folder.TOKENIZER_FILES:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
         (at / name).write_text("{}")
     folder.save(model, at / "model", at, end_of_text=0)
     return at / "model"
@@ -103,6 +103,9 @@ def test_other_mixtures_keep_their_own_layout(tiny_config: ModelConfig, tmp_path
     again = folder.load(saved(model, tmp_path))
     assert again.config == model.config
     assert (again(IDS) == model(IDS)).all()
+    changed(tmp_path / "model" / "config.json", norm="batchnorm")
+    with pytest.raises(WordmillError, match="norm: 'batchnorm' is not supported, only 'rmsnorm' or 'layernorm'"):
+        folder.load(tmp_path / "model")
 
 
 @pytest.mark.parametrize("change", [{}, GPT2, {"position": "none"}], ids=str)
@@ -206,6 +209,8 @@ def test_gpt2_without_its_head_and_with_its_masks(tmp_path: Path) -> None:
         ("llama", {"hidden_size": None}, "hidden_size: missing"),
         ("llama", {"num_attention_heads": 5}, "head"),
         ("llama", {"model_type": "gemma"}, "model_type: 'gemma' is not supported; known are llama, qwen3, gpt2"),
+        ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers: '2' is not what belongs there"),
+        ("llama", {"rms_norm_eps": True}, "rms_norm_eps: True is not what belongs there"),
         ("llama", {"vocab_size": None}, "vocab_size: missing"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: quantised weights are not read"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window: True is not supported"),

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import flex_attention
 
-from llm.batches import documents_of
 from llm.compute import Compute
 from llm.errors import WordmillError
 from llm.generate import Sampling, generate
@@ -206,6 +205,16 @@ def test_generation_is_the_same_as_without_a_cache(tiny_config: ModelConfig, pos
 
 
 @pytest.mark.parametrize("change", EVERY_ENTRY, ids=str)
+def test_training_starts_near_ln_of_the_vocabulary(tiny_config: ModelConfig, change: dict[str, Any]) -> None:
+    model = Transformer(replace(tiny_config, n_layer=6, **change), 2000)
+    model.initialise(1)
+    ids = torch.randint(0, 2000, (4, 33), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert loss.item() == pytest.approx(math.log(2000), abs=0.3)
+
+
+@pytest.mark.parametrize("change", EVERY_ENTRY, ids=str)
 def test_every_part_trains_in_bf16(tiny_config: ModelConfig, change: dict[str, Any]) -> None:
     model = started(replace(tiny_config, **change))
     ids = some_ids(2, 20)
@@ -222,19 +231,11 @@ def test_packed_documents_are_as_if_alone(tiny_config: ModelConfig) -> None:
     """With RoPE only distances count, so a masked document has the logits that it has by itself."""
     model = started(tiny_config)
     ids = some_ids(1, 24)
-    ids[0, [0, 7, 8, 19]] = 0
-    documents = torch.from_numpy(documents_of(ids.numpy(), end_of_text=0))
-    assert documents[0].tolist() == [0] * 7 + [1] + [2] * 11 + [3] * 5
+    documents = torch.tensor([[0] * 7 + [1] + [2] * 11 + [3] * 5])
     with torch.no_grad():
         packed = model(ids, documents=documents)
         alone = torch.cat([model(part) for part in ids.split([7, 1, 11, 5], dim=1)], dim=1)
     torch.testing.assert_close(packed, alone, atol=2e-5, rtol=1e-5)
-
-
-def test_documents_begin_at_end_of_text() -> None:
-    ids = some_ids(1, 6).numpy()
-    ids[0, 3] = 0  # the row begins in the middle of a document
-    assert documents_of(ids, 0).tolist() == [[0, 0, 0, 1, 1, 1]]
 
 
 def test_dropout_is_a_function_of_the_seed_and_only_of_training(tiny_config: ModelConfig) -> None:

@@ -19,14 +19,13 @@ from torch import Tensor
 from llm.errors import WordmillError
 from llm.model.config import ModelConfig
 from llm.model.transformer import Block, Transformer
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+from llm.tokenizer.tokenizer import files
 
 
 def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) -> None:
     """Write the model and a copy of the tokenizer's files; `end_of_text` is the id between documents."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
+    for name in files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
     config = _to_hugging_face(model.config, model.vocab_size, end_of_text)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

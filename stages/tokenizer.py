@@ -52,7 +52,7 @@ def run(params: Params, stage: Stage) -> None:
     write_json(content, OUT / "manifest.json")
 
     held_out = sample(CORPUS / "val", HELD_OUT)
-    row, speed = measure("this one", tokenizer, held_out)
+    row, speed = measure(config.name, tokenizer, held_out)
     figures: dict[str, float] = {
         "vocab_size": row.vocab_size,
         "val_bytes_per_token": row.bytes_per_token,
@@ -67,7 +67,7 @@ def run(params: Params, stage: Stage) -> None:
         other, other_speed = measure(name, _make(config.variant(name), corpus).tokenizer, held_out)
         rows.append(other)
         speeds.append(other_speed)
-    compared = {"compare": [other._asdict() for other in rows]} if config.compare else {}
+    compared = {"compare": {other.name: other.figures() for other in rows}} if config.compare else {}
     write_json({**figures, "longest_tokens": longest, **compared}, Path("reports/tokenizer.json"))
     stage.metrics({name: float(value) for name, value in figures.items()})
     names = ["encode_mb_per_second", *(f"encode_mb_per_second/{re.sub('[^a-z0-9]', '_', n)}" for n in config.compare)]

@@ -54,6 +54,12 @@ class TokenizerConfig:
         for name in self.compare:
             self.variant(name)
 
+    @property
+    def name(self) -> str:
+        """As an entry of `compare` would name it."""
+        field = VARIANTS[self.kind]
+        return f"{self.kind}:{getattr(self, field)}" if field else self.kind
+
     def variant(self, name: str) -> "TokenizerConfig":
         """These settings for an entry of `compare`: "bytes", "sentencepiece:bpe", "file:PATH". Raises ConfigError."""
         kind, colon, variant = name.partition(":")

@@ -93,7 +93,7 @@ def smollm2_like(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.mark.parametrize("unit", ["a", " ", "7"])
 def test_a_million_of_the_same(smollm2_like: Tokenizer, unit: str) -> None:
-    text = unit * (1_000_000 // len(unit.encode()))
+    text = unit * 1_000_000
     assert smollm2_like.decode(smollm2_like.encode(text)) == text
     with pytest.raises(WordmillError, match="lone surrogate"):
         smollm2_like.encode("\udc00")

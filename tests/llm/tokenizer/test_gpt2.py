@@ -98,7 +98,6 @@ def test_the_files_give_the_same(
 
     ours.save(tmp_path)
     assert Tokenizer.load(tmp_path).fingerprint == ours.fingerprint
-    assert read_file(tmp_path / "tokenizer.json").fingerprint == ours.fingerprint
     # What we write, and what `tokenizers` itself makes of OpenAI's files.
     written = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     model = tokenizers.models.BPE.from_file(str(shared_data / "gpt2/encoder.json"), str(path))

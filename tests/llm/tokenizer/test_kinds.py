@@ -120,11 +120,11 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
 def test_comparison(small_kinds: dict[str, Tokenizer]) -> None:
     texts = ["ab 粉", "c"]  # 6 + 1 bytes
     row, speed = measure("bytes", small_kinds["bytes"], texts)
-    assert (row.bytes_per_token, row.unknown, row.parts, row.round_trip) == (1.0, 0, 3, True)
+    assert (row.bytes_per_token, row.unknown, row.parts, row.lossy) == (1.0, 0, 3, 0)
     assert row.vocabulary_used == 7 / 258
     assert speed > 0
     whole, _ = measure("sentencepiece", small_kinds["sentencepiece:bpe"], texts)
-    assert (whole.unknown, whole.parts, whole.round_trip) == (0, 0, True)
+    assert (whole.unknown, whole.parts, whole.lossy) == (0, 0, 0)
     lines = table([row, whole], [speed, 1.25]).splitlines()
     assert len(lines) == 3
     assert lines[2].split() == [
@@ -141,6 +141,9 @@ def test_comparison(small_kinds: dict[str, Tokenizer]) -> None:
 
 def test_every_kind_has_its_name_and_variant() -> None:
     assert set(KINDS) == set(VARIANTS)
+    config = TokenizerConfig()
+    for name in ("bpe:gpt2", "sentencepiece:unigram", "tiktoken:o200k_base", "bytes", "file:some/tokenizer.json"):
+        assert config.variant(name).name == name
 
 
 @pytest.mark.parametrize(

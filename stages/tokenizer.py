@@ -1,19 +1,23 @@
-"""Stage `tokenizer`: a tokenizer trained on the training split.
+"""Stage `tokenizer`: a tokenizer trained on the training split, or brought from elsewhere.
 
-Reads data/corpus/train/ (and val/ for the figures), writes data/tokenizer/: tokenizer.json and tokenizer_config.json,
-which `transformers` opens too, and manifest.json, which says what it was trained on. Figures go to
-reports/tokenizer.json.
+Reads data/corpus/train/ (and val/ for the figures), writes data/tokenizer/: the tokenizer's own files, which
+`transformers` opens too, and manifest.json, which says what it was made from. Figures go to reports/tokenizer.json,
+with those of the kinds in `tokenizer.compare` beside them: made from the same text, measured on the same text.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from llm.corpus.documents import documents, manifest, sample
 from llm.progress import progress
+from llm.tokenizer.compare import measure, table
 from llm.tokenizer.config import TokenizerConfig
 from llm.tokenizer.diagnostics import longest_tokens
-from llm.tokenizer.train import train
+from llm.tokenizer.tokenizer import files
+from llm.tokenizer.train import Made, make
 from stages.metrics import write_json
 from stages.stage import Stage, main
 
@@ -30,54 +34,65 @@ class Params:
 
 
 def run(params: Params, stage: Stage) -> None:
-    """Train, save, and tell what came out."""
+    """Make it, save it, and tell what came out."""
     config = params.tokenizer
     corpus = manifest(CORPUS)
+    made = _make(config, corpus)
+    tokenizer = made.tokenizer
+    tokenizer.save(OUT)
+    trained = "bytes" in made.source
+    content: dict[str, Any] = {"settings": asdict(config), "tokenizer": tokenizer.fingerprint}
+    if trained:
+        split = corpus["splits"]["train"]
+        of = {"corpus": corpus["digest"], "split": "train"}
+        of |= {"split_bytes": split["bytes"], "split_documents": split["documents"]}
+        content["trained_on"] = {**of, **made.source}
+    else:
+        content["loaded_from"] = made.source
+    write_json(content, OUT / "manifest.json")
 
+    held_out = sample(CORPUS / "val", HELD_OUT)
+    row, speed = measure(config.name, tokenizer, held_out)
+    figures: dict[str, float] = {
+        "vocab_size": row.vocab_size,
+        "val_bytes_per_token": row.bytes_per_token,
+        "val_vocabulary_used": row.vocabulary_used,
+        "longest_token_bytes": max(map(len, tokenizer.tokens)),
+    }
+    counts = {"trained_bytes": "bytes", "distinct_words": "distinct_words"}
+    figures |= {name: made.source[key] for name, key in counts.items() if key in made.source}
+    longest = longest_tokens(tokenizer, 20)
+    rows, speeds = [row], [speed]
+    for name in config.compare:
+        other, other_speed = measure(name, _make(config.variant(name), corpus).tokenizer, held_out)
+        rows.append(other)
+        speeds.append(other_speed)
+    compared = {"compare": {other.name: other.figures() for other in rows}} if config.compare else {}
+    write_json({**figures, "longest_tokens": longest, **compared}, Path("reports/tokenizer.json"))
+    stage.metrics({name: float(value) for name, value in figures.items()})
+    names = ["encode_mb_per_second", *(f"encode_mb_per_second/{re.sub('[^a-z0-9]', '_', n)}" for n in config.compare)]
+    stage.metrics(dict(zip(names, speeds, strict=True)))
+    for name in (*files(OUT), "manifest.json"):
+        stage.artifact(OUT / name, "tokenizer")
+    origin = f"from {made.source['bytes']:,} bytes" if trained else f"of kind {config.kind}"
+    print(
+        f"tokenizer: {tokenizer.vocab_size:,} tokens {origin}, {row.bytes_per_token:.3f} bytes per token on val; "
+        f"longest: {longest[:8]}",
+        flush=True,
+    )
+    if config.compare:
+        print(table(rows, speeds), flush=True)
+
+
+def _make(config: TokenizerConfig, corpus: dict[str, Any]) -> Made:
     def texts() -> Iterator[str]:
         total = corpus["splits"]["train"]["documents"]
         return iter(progress(documents(CORPUS / "train"), total=total, unit="documents", label="tokenizer: reading"))
 
+    if config.kind != "bpe":
+        return make(config, texts)
     with progress(total=config.vocab_size - 256 - len(config.special_tokens), unit="merges", label="tokenizer") as bar:
-        trained = train(config, texts, bar.update)
-    tokenizer = trained.tokenizer
-    tokenizer.save(OUT)
-    content = {
-        "settings": asdict(config),
-        "tokenizer": tokenizer.fingerprint,
-        "trained_on": {
-            "corpus": corpus["digest"],
-            "split": "train",
-            "split_bytes": corpus["splits"]["train"]["bytes"],
-            "split_documents": corpus["splits"]["train"]["documents"],
-            "bytes": trained.text_bytes,
-            "words": trained.words,
-            "distinct_words": trained.distinct_words,
-        },
-    }
-    write_json(content, OUT / "manifest.json")
-
-    held_out = sample(CORPUS / "val", HELD_OUT)
-    ids = [tokenizer.encode(text) for text in held_out]
-    figures = {
-        "vocab_size": tokenizer.vocab_size,
-        "trained_bytes": trained.text_bytes,
-        "distinct_words": trained.distinct_words,
-        "val_bytes_per_token": sum(len(text.encode()) for text in held_out) / sum(map(len, ids)),
-        "val_vocabulary_used": len({number for row in ids for number in row}) / tokenizer.vocab_size,
-        "longest_token_bytes": max(map(len, tokenizer.definition.tokens)),
-    }
-    longest = longest_tokens(tokenizer, 20)
-    write_json({**figures, "longest_tokens": longest}, Path("reports/tokenizer.json"))
-    stage.metrics({name: float(value) for name, value in figures.items()})
-    stage.artifact(OUT / "tokenizer.json", "tokenizer")
-    stage.artifact(OUT / "manifest.json", "tokenizer")
-    print(
-        f"tokenizer: {tokenizer.vocab_size:,} tokens from {trained.text_bytes:,} bytes "
-        f"({trained.distinct_words:,} distinct words), {figures['val_bytes_per_token']:.3f} bytes per token on val; "
-        f"longest: {longest[:8]}",
-        flush=True,
-    )
+        return make(config, texts, bar.update)
 
 
 if __name__ == "__main__":

@@ -23,15 +23,15 @@ from llm.errors import ConfigError, WordmillError
 from llm.model.config import AttentionKind
 from llm.model.layouts import LAYOUTS, Layout, layout_of
 from llm.model.transformer import Transformer
+from llm.tokenizer.tokenizer import files
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 WEIGHTS = "model.safetensors"
 
 
 def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) -> None:
     """Write the model and a copy of the tokenizer's files; `end_of_text` is the id between documents."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
+    for name in files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
     name = layout_of(model.config)
     config = {

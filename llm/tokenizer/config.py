@@ -1,35 +1,33 @@
 """Which tokenizer is made, and from how much text."""
 
-from dataclasses import dataclass
-from typing import Literal
+import difflib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from llm.errors import ConfigError
+from llm.tokenizer.patterns import CL100K, GPT2
 from llm.tokenizer.tokenizer import END_OF_TEXT
 
-# How text falls into words before any merge; no token ever crosses a word's border. Both are public definitions, in
-# the spelling that Python's `regex`, tiktoken and Hugging Face's `tokenizers` all read alike.
-#   gpt2    words with the space before them, numbers of any length, runs of other signs
-#   cl100k  GPT-4's: numbers fall into groups of three digits, line ends stay with the signs before them, a word may
-#           begin with any one sign, "don't" splits in capitals too
-PATTERNS = {
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "cl100k": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
+PATTERNS = {"gpt2": GPT2, "cl100k": CL100K}
+ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
+# What follows the colon in `compare`, by kind.
+VARIANTS = {"bpe": "pattern", "sentencepiece": "algorithm", "tiktoken": "encoding", "bytes": "", "file": "path"}
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Raises ConfigError."""
+    """Fields that the chosen kind does not read are still checked for their form. Raises ConfigError."""
 
-    kind: Literal["bpe"] = "bpe"  # byte-level BPE, trained on the training split
-    vocab_size: int = 4096  # 256 bytes, merges and special tokens together
-    pattern: Literal["gpt2", "cl100k"] = "cl100k"  # how text falls into words
-    special_tokens: tuple[str, ...] = (END_OF_TEXT,)  # never made by plain text; the last ids of the vocabulary
-    min_count: int = 2  # a pair of tokens must be seen so often to be merged
+    kind: Literal["bpe", "sentencepiece", "tiktoken", "bytes", "file"] = "bpe"  # the first two are trained
+    vocab_size: int = 4096  # bpe, sentencepiece: all together: 256 bytes, merges or pieces, special tokens
+    pattern: Literal["gpt2", "cl100k"] = "cl100k"  # bpe: how text falls into words
+    algorithm: Literal["bpe", "unigram"] = "unigram"  # sentencepiece
+    encoding: str = "gpt2"  # tiktoken: one of ENCODINGS
+    path: str = ""  # file: a tokenizer.json, or a merge list (vocab.bpe, merges.txt) with its ids beside it
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,)  # bpe, sentencepiece, bytes: never made by plain text
+    min_count: int = 2  # bpe: a pair of tokens must be seen so often to be merged
     max_train_bytes: int = 0  # train on an even sample of so many UTF-8 bytes; 0 = all of the training split
+    compare: tuple[str, ...] = ()  # kinds to set beside it, as kind or kind:variant (tiktoken:gpt2)
 
     def __post_init__(self) -> None:
         if END_OF_TEXT not in self.special_tokens:
@@ -38,8 +36,8 @@ class TokenizerConfig:
             raise ConfigError("special_tokens", "holds one twice")
         if any(not token or token != token.strip() for token in self.special_tokens):
             raise ConfigError("special_tokens", "one is empty or begins or ends with white space")
-        least = 256 + len(self.special_tokens)
-        if self.vocab_size < least:
+        least = 256 + len(self.special_tokens) + (self.kind == "sentencepiece")  # its <unk>
+        if self.kind in ("bpe", "sentencepiece") and self.vocab_size < least:
             raise ConfigError(
                 "vocab_size", f"{self.vocab_size} has no room for 256 bytes and the special tokens; use {least} or more"
             )
@@ -47,3 +45,33 @@ class TokenizerConfig:
             raise ConfigError("min_count", f"{self.min_count} is below 1; 2 is usual")
         if self.max_train_bytes < 0:
             raise ConfigError("max_train_bytes", f"{self.max_train_bytes} is negative; 0 means all")
+        if self.encoding not in ENCODINGS:
+            close = difflib.get_close_matches(self.encoding, ENCODINGS, n=1, cutoff=0.3)
+            guess = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ENCODINGS)}"
+            raise ConfigError("encoding", f"{self.encoding!r} is not one of tiktoken's that are known here; {guess}")
+        if self.kind == "file" and not self.path:
+            raise ConfigError("path", "empty; name a tokenizer.json, or a vocab.bpe with its encoder.json beside it")
+        for name in self.compare:
+            self.variant(name)
+
+    @property
+    def name(self) -> str:
+        """As an entry of `compare` would name it."""
+        field = VARIANTS[self.kind]
+        return f"{self.kind}:{getattr(self, field)}" if field else self.kind
+
+    def variant(self, name: str) -> "TokenizerConfig":
+        """These settings for an entry of `compare`: "bytes", "sentencepiece:bpe", "file:PATH". Raises ConfigError."""
+        kind, colon, variant = name.partition(":")
+        if kind not in VARIANTS:
+            raise ConfigError("compare", f"{name!r} names no kind of tokenizer; there are {', '.join(VARIANTS)}")
+        field = VARIANTS[kind]
+        allowed = {"pattern": tuple(PATTERNS), "algorithm": ("bpe", "unigram"), "encoding": ENCODINGS}.get(field)
+        if colon and (not field or (allowed and variant not in allowed)):
+            takes = f"one of {', '.join(allowed)}" if allowed else "nothing"
+            raise ConfigError("compare", f"{name!r}: after the colon {kind} takes {takes}")
+        chosen: dict[str, Any] = {"kind": kind, "compare": ()} | ({field: variant} if colon else {})
+        try:
+            return replace(self, **chosen)
+        except ConfigError as error:
+            raise ConfigError("compare", f"{name!r}: {error.field}: {error.problem}") from None

@@ -9,7 +9,7 @@ OPENING = 80  # characters
 
 def longest_tokens(tokenizer: Tokenizer, count: int) -> list[str]:
     """The longest ordinary tokens by bytes, longest first, then by id; parts of characters are shown as U+FFFD."""
-    tokens = sorted(tokenizer.definition.tokens, key=len, reverse=True)  # a stable sort: ids stay in order
+    tokens = sorted(tokenizer.tokens, key=len, reverse=True)  # a stable sort: ids stay in order
     return [token.decode(errors="replace") for token in tokens[:count]]
 
 

@@ -3,6 +3,13 @@
 `tokenizers` and `transformers` open it and give the same ids. In that format a token is written with one printable
 character for each of its bytes (GPT-2's table), merges are pairs of such strings, and the split pattern stands in
 the pre-tokenizer. Text is written sorted and without times, so equal tokenizers are equal files.
+
+tiktoken and Hugging Face's library merge by different rules: the one joins two neighbours whenever what they spell is
+a token, lowest id first; the other only pairs that are listed, in the order of the list. They agree on every text if,
+for each token, tiktoken's rule on the token's own bytes ends with the very pair that the list gives, and the list is in
+the order of the ids: what happens inside a stretch of bytes, as long as nothing is merged across its ends, does not
+depend on what stands around it. `definition` takes a file only if that holds, so a file that it takes can be encoded
+by tiktoken.
 """
 
 import json
@@ -11,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.errors import WordmillError
+from llm.tokenizer.patterns import GPT2, KNOWN
+from llm.tokenizer.tokenizer import END_OF_TEXT
 
 Pair = tuple[int, int]
 
@@ -18,10 +27,11 @@ Pair = tuple[int, int]
 class Definition(NamedTuple):
     """All that decides which ids a text gets."""
 
-    tokens: tuple[bytes, ...]  # of the ordinary tokens, by id; the first 256 are single bytes
-    merges: tuple[Pair, ...]  # the ids that make token 256, 257, ...
+    tokens: tuple[bytes, ...]  # the ordinary tokens by id; empty where an id is special or not in use
+    merges: tuple[Pair, ...]  # the ids that make each token of more than one byte, in the order of their ids
     pattern: str  # how text falls into words
     special_tokens: dict[str, int]
+    end_of_text: str = END_OF_TEXT  # which of them stands between documents
 
 
 def byte_characters() -> list[str]:
@@ -68,7 +78,7 @@ def tokenizer_json(definition: Definition) -> str:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {name: number for number, name in enumerate(names)},
+            "vocab": {name: number for number, name in enumerate(names) if name},
             "merges": [[names[left], names[right]] for left, right in definition.merges],
         },
     }
@@ -86,38 +96,94 @@ def tokenizer_config_json(end_of_text: str) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def read(path: Path) -> Definition:
-    """The tokenizer in a tokenizer.json as `tokenizer_json` writes it. Raises WordmillError."""
+class Unknown(ValueError):
+    """A tokenizer.json that may be good, but is not one that tiktoken's way of merging is known to be right for."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a tokenizer.json. Raises WordmillError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; the stage `tokenizer` makes it") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WordmillError(f"{path}: not JSON ({error}); `dvc checkout` brings it back") from None
-    try:
-        return _definition(content)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise WordmillError(f"{path}: not a byte-level BPE as Wordmill writes it ({error!r})") from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise WordmillError(f"{path}: not a tokenizer.json: it names no model")
+    return content
 
 
-def _definition(content: Mapping[str, Any]) -> Definition:
+def definition(content: Mapping[str, Any], end_of_text: str = END_OF_TEXT) -> Definition:
+    """What a tokenizer.json says, if tiktoken can do exactly that.
+
+    Raises Unknown if not, and KeyError, TypeError, AttributeError for a file that is not well-formed.
+    """
     model = content["model"]
-    split, to_bytes = content["pre_tokenizer"]["pretokenizers"]
-    if (model["type"], split["type"], to_bytes["type"]) != ("BPE", "Split", "ByteLevel") or content["normalizer"]:
-        raise ValueError("another kind of tokenizer")
+    if model["type"] != "BPE" or content.get("normalizer") or model.get("dropout"):
+        raise Unknown("another kind of tokenizer")
+    added = content.get("added_tokens") or []
+    if not all(token["special"] for token in added):
+        raise Unknown("tokens that are found in text before it falls into words")
+    specials: dict[str, int] = {token["content"]: token["id"] for token in added}
+    tokens = byte_tokens({name: number for name, number in model["vocab"].items() if name not in specials})
+    names: dict[str, int] = model["vocab"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    merges = tuple((names[left], names[right]) for left, right in pairs)
+    if merges != merges_of(tokens):
+        raise Unknown("merges that do not follow from the order of the tokens")
+    return Definition(tokens, merges, _pattern(content["pre_tokenizer"]), specials, end_of_text)
+
+
+def byte_tokens(ids: Mapping[str, int]) -> tuple[bytes, ...]:
+    """The bytes of tokens written in GPT-2's table, by id. Raises Unknown for other signs or if a byte is missing."""
     bytes_of = {character: byte for byte, character in enumerate(byte_characters())}
-    ids: dict[str, int] = model["vocab"]
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError("the ids have gaps")
-    tokens = tuple(bytes(bytes_of[c] for c in name) for name in sorted(ids, key=ids.__getitem__))
-    merges = tuple((ids[left], ids[right]) for left, right in model["merges"])
-    _check(tokens, merges)
-    specials = {token["content"]: token["id"] for token in content["added_tokens"]}
-    return Definition(tokens, merges, split["pattern"]["Regex"], specials)
+    tokens = [b""] * (max(ids.values(), default=-1) + 1)
+    for name, number in ids.items():
+        try:
+            tokens[number] = bytes(bytes_of[character] for character in name)
+        except KeyError:
+            raise Unknown(f"the token {name!r} is not written in bytes") from None
+    if missing := {bytes([byte]) for byte in range(256)} - set(tokens):
+        raise Unknown(f"{len(missing)} of the 256 bytes are no tokens")
+    return tuple(tokens)
 
 
-def _check(tokens: Sequence[bytes], merges: Sequence[Pair]) -> None:
-    if sorted(tokens[:256]) != [bytes([byte]) for byte in range(256)]:
-        raise ValueError("the first 256 tokens are not the bytes")
-    if [tokens[left] + tokens[right] for left, right in merges] != list(tokens[256:]):
-        raise ValueError("the merges do not make the tokens")
+def merges_of(tokens: Sequence[bytes]) -> tuple[Pair, ...]:
+    """The pair that makes each token of more than one byte, in the order of ids, by tiktoken's rule.
+
+    Raises Unknown where a token is not made of two earlier ones, and so never appears in any text.
+    """
+    ids = {token: number for number, token in enumerate(tokens) if token}
+    merges = []
+    for number, token in enumerate(tokens):
+        if len(token) > 1:
+            parts = [token[i : i + 1] for i in range(len(token))]
+            ranks = [ids.get(token[i : i + 2], number) for i in range(len(token) - 1)]  # of each two neighbours
+            while len(parts) > 2:
+                lowest = min(ranks)
+                if lowest >= number:
+                    raise Unknown(f"no two earlier tokens make token {number}")
+                at = ranks.index(lowest)
+                parts[at] += parts.pop(at + 1)
+                del ranks[at]
+                if at:
+                    ranks[at - 1] = ids.get(parts[at - 1] + parts[at], number)
+                if at < len(ranks):
+                    ranks[at] = ids.get(parts[at] + parts[at + 1], number)
+            merges.append((ids[parts[0]], ids[parts[1]]))
+    return tuple(merges)
+
+
+def _pattern(pre_tokenizer: Mapping[str, Any]) -> str:
+    """The split pattern, if it is one that both libraries are known to read alike."""
+    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+    *splits, to_bytes = steps
+    if to_bytes["type"] == "ByteLevel" and not to_bytes["add_prefix_space"]:
+        own = to_bytes.get("use_regex", True)
+        if own and not splits:
+            return GPT2
+        if not own and len(splits) == 1 and (splits[0]["type"], splits[0].get("behavior")) == ("Split", "Isolated"):
+            pattern: str = splits[0]["pattern"].get("Regex", "")
+            if pattern in KNOWN and not splits[0]["invert"]:
+                return pattern
+    raise Unknown("another way of cutting text into words")

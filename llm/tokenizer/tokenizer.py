@@ -1,105 +1,86 @@
-"""Text to token ids and back.
+"""Text to token ids and back: what every kind of tokenizer can do.
 
-A `Tokenizer` is a byte-level BPE: any text has tokens, and decoding gives back the very bytes. Plain text never
-becomes a special token, even where it spells one, so untrusted text is safe to encode; special tokens are put in by
-id (`end_of_text`). Encoding is tiktoken's.
+Whatever the kind, any text has ids, and decoding gives back the very bytes. Plain text never becomes a special token,
+even where it spells one, so untrusted text is safe to encode; special tokens are put in by id (`end_of_text`).
 
-On disk a tokenizer is a folder that `transformers` opens too: tokenizer.json (everything that defines it, and all
-that `load` reads), tokenizer_config.json.
+On disk a tokenizer is a folder, and `Tokenizer.load` sees from its files which kind it is:
+
+    tokenizer.model   SentencePiece (`sentencepiece.py`)
+    tokenizer.json    byte-level BPE, tiktoken's and single bytes included (`byte_bpe.py`); one that is cut into words
+                      in a way that only Hugging Face's library knows is left to that library (`foreign.py`)
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import regex
-import tiktoken
 
 from llm.errors import WordmillError
-from llm.tokenizer import huggingface
-from llm.tokenizer.huggingface import Definition, Pair
 
 END_OF_TEXT = "<|endoftext|>"
-# tiktoken's pattern engine gives up (with a panic) on about a million characters of white space in a row.
-LONG_SPACE = regex.compile(r"\s{100000}")
-ANYTHING = r"(?s:.+)"
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
 
 
-class Tokenizer:
-    """A byte-level BPE. Made by `llm.tokenizer.train`, or loaded from a folder."""
+class Tokenizer(Protocol):
+    """The interface, and what follows from it. A kind derives from it and fills in the abstract part."""
 
-    def __init__(self, definition: Definition) -> None:
-        self.definition = definition
-        if END_OF_TEXT not in definition.special_tokens:
-            raise WordmillError(f"the tokenizer has no special token {END_OF_TEXT}, which stands between documents")
-        self._encoding = self._tiktoken(definition.pattern)
+    @property
+    @abstractmethod
+    def tokens(self) -> tuple[bytes, ...]:
+        """What each id stands for in text; empty for special tokens and for ids that are not in use."""
 
-    @classmethod
-    def from_merges(cls, merges: Sequence[Pair], pattern: str, special_tokens: Iterable[str]) -> "Tokenizer":
-        """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last."""
-        tokens = [bytes([byte]) for byte in range(256)]
-        for left, right in merges:
-            tokens.append(tokens[left] + tokens[right])
-        specials = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
-        return cls(Definition(tuple(tokens), tuple(merges), pattern, specials))
+    @property
+    @abstractmethod
+    def special_tokens(self) -> dict[str, int]:
+        """Ids by name."""
 
-    @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer in `folder`. Raises WordmillError for a missing, damaged or foreign one."""
-        return cls(huggingface.read(folder / "tokenizer.json"))
+    @property
+    @abstractmethod
+    def end_of_text(self) -> int:
+        """The id that stands between documents."""
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all that decides ids: tokenizers with the same one give every text the same ids."""
+
+    @abstractmethod
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `text` as uint32, none of them special. Raises WordmillError for a lone surrogate."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json; equal tokenizers give equal bytes."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(huggingface.tokenizer_json(self.definition), encoding="utf-8")
-        config = huggingface.tokenizer_config_json(END_OF_TEXT)
-        (folder / "tokenizer_config.json").write_text(config, encoding="utf-8")
+        """Write the files that `load` reads; equal tokenizers give equal bytes."""
+
+    @staticmethod
+    def load(folder: Path) -> "Tokenizer":
+        """The tokenizer in `folder`. Raises WordmillError for a missing, damaged or unsupported one."""
+        if (folder / "tokenizer.model").exists():  # imported only where needed: not every machine has every library
+            from llm.tokenizer.sentencepiece import SentencePiece
+
+            return SentencePiece.read(folder / "tokenizer.model")
+        from llm.tokenizer.foreign import read_json
+
+        return read_json(folder / "tokenizer.json")
 
     @property
     def vocab_size(self) -> int:
-        """Bytes, merges and special tokens: ids are below it."""
-        return max(len(self.definition.tokens) - 1, *self.definition.special_tokens.values()) + 1
-
-    @property
-    def special_tokens(self) -> dict[str, int]:
-        """Ids by name."""
-        return dict(self.definition.special_tokens)
-
-    @property
-    def end_of_text(self) -> int:
-        """The id that stands between documents."""
-        return self.definition.special_tokens[END_OF_TEXT]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of all that decides ids: equal exactly when two tokenizers give every text the same ids."""
-        tokens, merges, pattern, specials = self.definition
-        content = [[token.hex() for token in tokens], merges, pattern, sorted(specials.items())]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        """Ids are below it."""
+        return max(len(self.tokens) - 1, *self.special_tokens.values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, none of them special. Raises WordmillError for a lone surrogate."""
         return self.encode_array(text).tolist()
-
-    def encode_array(self, text: str) -> np.ndarray:
-        """`encode` as uint32, without a Python object per token."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise surrogate_error(error) from None
-        if LONG_SPACE.search(text):
-            return np.array(self._encode_words(text), np.uint32)
-        return self._encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` for each of `texts`."""
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text; bytes that are not UTF-8 become U+FFFD, special tokens their names."""
+        """Text; bytes that are not UTF-8 and ids that are not in use become U+FFFD, special tokens their names."""
         return self.decode_bytes(ids).decode(errors="replace")
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -112,26 +93,38 @@ class Tokenizer:
 
     @cached_property
     def _bytes_by_id(self) -> dict[int, bytes]:
-        table = dict(enumerate(self.definition.tokens))
-        return table | {number: token.encode() for token, number in self.definition.special_tokens.items()}
+        not_in_use = "\ufffd".encode()  # a model may still predict it
+        table = dict.fromkeys(range(self.vocab_size), not_in_use)
+        table |= {number: token for number, token in enumerate(self.tokens) if token}
+        return table | {number: token.encode() for token, number in self.special_tokens.items()}
 
-    def _tiktoken(self, pattern: str) -> tiktoken.Encoding:
-        ranks = {token: rank for rank, token in enumerate(self.definition.tokens)}
-        return tiktoken.Encoding(
-            "wordmill", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.definition.special_tokens
-        )
 
-    @cached_property
-    def _whole_words(self) -> tiktoken.Encoding:
-        return self._tiktoken(ANYTHING)
+def files(folder: Path) -> list[str]:
+    """Names of the tokenizer's files in `folder`: all that `Tokenizer.load` and `transformers` read of it.
 
-    def _encode_words(self, text: str) -> list[int]:
-        """The same, with the words found by Python's `regex`, which no run of white space exhausts.
+    Raises WordmillError if there is no tokenizer.
+    """
+    found = [name for name in FILES if (folder / name).exists()]
+    if not set(found) & set(FILES[:2]):
+        raise WordmillError(f"{folder}: no tokenizer there; the stage `tokenizer` makes data/tokenizer")
+    return found
 
-        Its Unicode tables are newer than tiktoken's, so letters of the latest years may be cut differently; here only.
-        """
-        words = regex.findall(self.definition.pattern, text)
-        return [number for word in words for number in self._whole_words.encode_ordinary(word)]
+
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Make `contents` the tokenizer's files in `folder`; those of another kind that was there are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in set(FILES) - set(contents):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+
+
+def valid_utf8(text: str) -> bytes:
+    """`text` as UTF-8. Raises WordmillError for a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise surrogate_error(error) from None
 
 
 def surrogate_error(error: UnicodeEncodeError) -> WordmillError:

@@ -1,13 +1,17 @@
-"""A tokenizer from a corpus, by the settings of the section `tokenizer`.
+"""A tokenizer by the settings of the section `tokenizer`: trained on a corpus, or brought from elsewhere.
 
-Each kind of tokenizer is one function in `KINDS`.
+Each kind of tokenizer is one function in `KINDS`. The modules of the kinds that need another library are imported when
+that kind is asked for.
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from llm.errors import WordmillError
 from llm.tokenizer import bpe
+from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import PATTERNS, TokenizerConfig
 from llm.tokenizer.tokenizer import Tokenizer
 from llm.tokenizer.words import count_words, even_sample
@@ -15,27 +19,25 @@ from llm.tokenizer.words import count_words, even_sample
 Texts = Callable[[], Iterable[str]]  # begins anew at each call
 
 
-class Trained(NamedTuple):
+class Made(NamedTuple):
     """A new tokenizer, and what it was made from."""
 
     tokenizer: Tokenizer
-    text_bytes: int  # UTF-8 bytes that were counted
-    words: int  # in the sense of the split pattern
-    distinct_words: int
+    source: dict[str, Any]  # for a trained one `bytes`: so much UTF-8 was read; the rest depends on the kind
 
 
-def train(config: TokenizerConfig, texts: Texts, tell: Callable[[], object] = lambda: None) -> Trained:
-    """A tokenizer of exactly `config.vocab_size` tokens.
+def make(config: TokenizerConfig, texts: Texts, tell: Callable[[], object] = lambda: None) -> Made:
+    """The tokenizer that `config` describes; a trained one has exactly `config.vocab_size` tokens.
 
-    `tell` is called after every merge. Raises WordmillError when the texts do not give that many.
+    `tell` is called after every merge of our own training. Raises WordmillError when the texts do not give so many
+    tokens, or what is to be loaded is missing, damaged or not supported.
     """
     return KINDS[config.kind](config, texts, tell)
 
 
-def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Trained:
+def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
     """Byte pair encoding: the 256 bytes, the most frequent pairs, the special tokens."""
-    source = even_sample(texts, config.max_train_bytes) if config.max_train_bytes else texts()
-    words = count_words(source, config.pattern)
+    words = count_words(_read(config, texts), config.pattern)
     wanted = config.vocab_size - 256 - len(config.special_tokens)
     merges = bpe.train(words, wanted, config.min_count, tell)
     if len(merges) < wanted:
@@ -44,9 +46,60 @@ def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object])
             f"tokenizer.vocab_size: {config.vocab_size} asked, but the training text gives {reachable} tokens (pairs "
             f"seen at least {config.min_count} times); lower it to {reachable} or less, or give more text"
         )
-    tokenizer = Tokenizer.from_merges(merges, PATTERNS[config.pattern], config.special_tokens)
+    tokenizer = ByteBPE.from_merges(merges, PATTERNS[config.pattern], config.special_tokens)
     text_bytes = sum(len(word) * count for word, count in words.items())  # the words of a text are all of it
-    return Trained(tokenizer, text_bytes, words.total(), len(words))
+    return Made(tokenizer, {"bytes": text_bytes, "words": words.total(), "distinct_words": len(words)})
 
 
-KINDS: dict[str, Callable[[TokenizerConfig, Texts, Callable[[], object]], Trained]] = {"bpe": train_bpe}
+def train_sentencepiece(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+    """BPE or unigram over characters, by its own library."""
+    from llm.tokenizer import sentencepiece
+
+    text_bytes = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal text_bytes
+        for text in _read(config, texts):
+            yield text
+            text_bytes += len(text.encode())
+
+    tokenizer = sentencepiece.train(counted(), config.algorithm, config.vocab_size, config.special_tokens)
+    return Made(tokenizer, {"bytes": text_bytes})
+
+
+def load_tiktoken(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+    """A public encoding of OpenAI's."""
+    from llm.tokenizer.encodings import ENCODINGS, public
+
+    return Made(public(config.encoding), {"encoding": config.encoding, "sha256": ENCODINGS[config.encoding].files})
+
+
+def only_bytes(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+    """No merges: ids 0 to 255 are the bytes, the special tokens follow."""
+    return Made(ByteBPE.from_merges([], PATTERNS["gpt2"], config.special_tokens), {})
+
+
+def load_file(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+    """A byte-level BPE from elsewhere."""
+    from llm.tokenizer.foreign import files_at, read_file
+
+    path = Path(config.path)
+    try:
+        tokenizer = read_file(path)
+    except WordmillError as error:
+        raise WordmillError(f"tokenizer.path: {error}") from None
+    sha256 = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files_at(path)}
+    return Made(tokenizer, {"sha256": sha256})
+
+
+def _read(config: TokenizerConfig, texts: Texts) -> Iterable[str]:
+    return even_sample(texts, config.max_train_bytes) if config.max_train_bytes else texts()
+
+
+KINDS: dict[str, Callable[[TokenizerConfig, Texts, Callable[[], object]], Made]] = {
+    "bpe": train_bpe,
+    "sentencepiece": train_sentencepiece,
+    "tiktoken": load_tiktoken,
+    "bytes": only_bytes,
+    "file": load_file,
+}

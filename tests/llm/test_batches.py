@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from llm.batches import LAYOUTS, Batches, best_fit, permuted
 from llm.errors import WordmillError
 from llm.shards import ShardSet, write_index, write_shards
+from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import END_OF_TEXT, PATTERNS
-from llm.tokenizer.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer.from_merges([], PATTERNS["cl100k"], (END_OF_TEXT,))
+TOKENIZER = ByteBPE.from_merges([], PATTERNS["cl100k"], (END_OF_TEXT,))
 END = TOKENIZER.end_of_text
 MORE = settings(deadline=None, max_examples=60)
 

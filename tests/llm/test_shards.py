@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from llm.errors import ConfigError, WordmillError
 from llm.shards import HEADER_BYTES, ShardsConfig, ShardSet, write_index, write_shards
+from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import END_OF_TEXT, PATTERNS
 from llm.tokenizer.tokenizer import Tokenizer
 
@@ -25,7 +26,7 @@ TEXTS = ["The mill turns.", "", "Ann has 12 keys; " * 9, "Grüße 🌾", "x", "a
 
 
 def make_tokenizer(*specials: str) -> Tokenizer:
-    return Tokenizer.from_merges([(104, 101), (116, 256), (32, 257)], PATTERNS["cl100k"], (END_OF_TEXT, *specials))
+    return ByteBPE.from_merges([(104, 101), (116, 256), (32, 257)], PATTERNS["cl100k"], (END_OF_TEXT, *specials))
 
 
 def write(folder: Path, tokenizer: Tokenizer, texts: list[str], tokens_per_shard: int = 100) -> ShardSet:
@@ -75,7 +76,7 @@ def test_a_shard_ends_with_the_document_that_fills_it(tmp_path: Path, tokenizer:
 
 
 def test_bytes_are_those_of_the_documented_format(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_merges([], PATTERNS["gpt2"], (END_OF_TEXT,))
+    tokenizer = ByteBPE.from_merges([], PATTERNS["gpt2"], (END_OF_TEXT,))
     write(tmp_path, tokenizer, ["ab", "c"])
     data = (tmp_path / "part-00000-00000.bin").read_bytes()
     magic, version, width, tokens, documents, text_bytes = struct.unpack_from("<8sIIQQQ", data)
@@ -86,9 +87,9 @@ def test_bytes_are_those_of_the_documented_format(tmp_path: Path) -> None:
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
-    tokenizer = Tokenizer.from_merges([], PATTERNS["gpt2"], (END_OF_TEXT, *(f"<{i}>" for i in range(65_279))))
+    tokenizer = ByteBPE.from_merges([], PATTERNS["gpt2"], (END_OF_TEXT, *(f"<{i}>" for i in range(65_279))))
     assert write(tmp_path / "two", tokenizer, ["ab"]).window(0, 2).dtype == np.uint16
-    tokenizer = Tokenizer.from_merges([], PATTERNS["gpt2"], (*(f"<{i}>" for i in range(65_280)), END_OF_TEXT))
+    tokenizer = ByteBPE.from_merges([], PATTERNS["gpt2"], (*(f"<{i}>" for i in range(65_280)), END_OF_TEXT))
     shards = write(tmp_path / "four", tokenizer, ["ab"])
     assert shards.window(0, 3).tolist() == [97, 98, 65_536]
 

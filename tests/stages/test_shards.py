@@ -10,6 +10,7 @@ from llm.corpus.config import CorpusConfig
 from llm.corpus.documents import documents
 from llm.errors import WordmillError
 from llm.shards import ShardsConfig, ShardSet
+from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import END_OF_TEXT, PATTERNS
 from llm.tokenizer.tokenizer import Tokenizer
 from stages import shards as stage_module
@@ -40,7 +41,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     Path("raw.txt").write_text("\n".join(f"Ann gave {i} keys to Tom; größer 🌾 war keiner." for i in range(300)))
     config = CorpusConfig(source="files", paths=("raw.txt",), split_text="line", documents=0)
     build(config, Path("data/corpus"), Path("scratch"))
-    tokenizer = Tokenizer.from_merges([(32, 107), (101, 121)], PATTERNS["cl100k"], (END_OF_TEXT,))
+    tokenizer = ByteBPE.from_merges([(32, 107), (101, 121)], PATTERNS["cl100k"], (END_OF_TEXT,))
     tokenizer.save(Path("data/tokenizer"))
     return tokenizer
 

@@ -88,6 +88,86 @@ def test_vocabulary_beyond_the_corpus(corpus: Path) -> None:
         run(vocab_size=50_000)
 
 
+@pytest.mark.parametrize(
+    ("settings", "files"),
+    [
+        ({"kind": "sentencepiece", "algorithm": "bpe"}, ["tokenizer.model", "tokenizer_config.json"]),
+        (
+            {"kind": "sentencepiece", "algorithm": "unigram"},
+            ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"],
+        ),
+        ({"kind": "bytes"}, ["tokenizer.json", "tokenizer_config.json"]),
+    ],
+)
+def test_other_kinds(corpus: Path, settings: dict[str, Any], files: list[str]) -> None:
+    told = run(**{"vocab_size": 330} | settings)
+    once = written()
+    assert sorted(path.name for path in Path("data/tokenizer").iterdir()) == ["manifest.json", *files]
+    assert {path.name for path in told.artifacts} == {"manifest.json", *files}
+    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    manifest = json.loads(Path("data/tokenizer/manifest.json").read_text())
+    assert manifest["tokenizer"] == tokenizer.fingerprint
+    report = json.loads(Path("reports/tokenizer.json").read_text())
+    assert report["vocab_size"] == tokenizer.vocab_size == (257 if settings["kind"] == "bytes" else 330)
+    if settings["kind"] == "bytes":
+        assert (report["val_bytes_per_token"], report["longest_token_bytes"]) == (1.0, 1)
+        assert manifest["loaded_from"] == {}
+    else:
+        size = json.loads((corpus / "manifest.json").read_text())["splits"]["train"]["bytes"]
+        assert manifest["trained_on"]["bytes"] == report["trained_bytes"] == size
+    run(**{"vocab_size": 330} | settings)
+    assert written() == once
+
+
+def test_gpt2_by_file(corpus: Path, shared_data: Path) -> None:
+    run(kind="file", path=str(shared_data / "gpt2"))
+    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (50257, 50256)
+    source = json.loads(Path("data/tokenizer/manifest.json").read_text())["loaded_from"]
+    assert sorted(source["sha256"]) == ["encoder.json", "vocab.bpe"]
+
+
+def test_comparison(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = run(vocab_size=330, compare=("sentencepiece:bpe", "bpe:gpt2", "bytes"))
+    report = json.loads(Path("reports/tokenizer.json").read_text())
+    names = ["bpe:cl100k", "sentencepiece:bpe", "bpe:gpt2", "bytes"]
+    assert sorted(report["compare"]) == sorted(names)
+    for figures in report["compare"].values():
+        assert (figures["unknown"], figures["lossy"]) == (0, 0)
+    assert report["compare"]["bytes"]["bytes_per_token"] == 1.0
+    assert report["compare"]["bpe:cl100k"]["bytes_per_token"] == report["val_bytes_per_token"]
+    assert not [name for figures in report["compare"].values() for name in figures if "second" in name]
+    assert told.figures["encode_mb_per_second"] > 0
+    assert told.figures["encode_mb_per_second/sentencepiece_bpe"] > 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[-4:]] == names
+    once = written()
+    run(vocab_size=330, compare=("sentencepiece:bpe", "bpe:gpt2", "bytes"))
+    assert written() == once
+    run(vocab_size=330)
+    assert "compare" not in json.loads(Path("reports/tokenizer.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"kind": "sentencepiece", "vocab_size": 30_000}, "tokenizer.vocab_size: 30000 asked, but the training text"),
+        ({"kind": "file", "path": "none.json"}, "tokenizer.path: none.json: no such file"),
+        ({"compare": ("file:none.json",)}, "tokenizer.path: none.json: no such file"),
+        ({"kind": "tiktoken", "encoding": "r50k_base"}, "tokenizer.encoding: r50k_base is not on this machine"),
+    ],
+)
+def test_one_line_for_each_mistake(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], line: str
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "nothing-here")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(WordmillError) as caught:
+        run(**settings)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WordmillError, match="the stage `download` makes"):

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from llm.errors import ConfigError, WordmillError
 from llm.tokenizer import reference
+from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import PATTERNS, TokenizerConfig
 from llm.tokenizer.huggingface import tokenizer_json
 from llm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
-from llm.tokenizer.train import train
+from llm.tokenizer.train import make as make_kind
 
 CORPUS = [
     "The miller's daughter wouldn't wait. She'd carried 120 sacks, and 3,456 more stood by the wheel!\n",
@@ -41,8 +42,8 @@ NASTY = [
 
 
 def make(pattern: str = "cl100k", vocab_size: int = 400, special_tokens: tuple[str, ...] = (END_OF_TEXT,)) -> Tokenizer:
-    config = TokenizerConfig("bpe", vocab_size, pattern, special_tokens, 1)  # type: ignore[arg-type]
-    return train(config, lambda: CORPUS).tokenizer
+    config = TokenizerConfig(vocab_size=vocab_size, pattern=pattern, special_tokens=special_tokens, min_count=1)  # type: ignore[arg-type]
+    return make_kind(config, lambda: CORPUS).tokenizer
 
 
 _parsed: dict[str, tokenizers.Tokenizer] = {}
@@ -94,6 +95,7 @@ def test_hugging_face_gives_the_same_ids_for_any_text(tokenizer: Tokenizer, text
     theirs = _parsed.setdefault(
         tokenizer.fingerprint, tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer.definition))
     )
+    theirs.encode_special_tokens = True
     assert theirs.encode(text).ids == tokenizer.encode(text)
 
 
@@ -132,11 +134,11 @@ def test_saving_repeats_to_the_byte(tokenizer: Tokenizer, tmp_path: Path) -> Non
 
 def test_fingerprint_tells_tokenizers_apart() -> None:
     specials = (END_OF_TEXT,)
-    base = Tokenizer.from_merges([(97, 98)], PATTERNS["gpt2"], specials)
+    base = ByteBPE.from_merges([(97, 98)], PATTERNS["gpt2"], specials)
     others = [
-        Tokenizer.from_merges([(97, 99)], PATTERNS["gpt2"], specials),
-        Tokenizer.from_merges([(97, 98)], PATTERNS["cl100k"], specials),
-        Tokenizer.from_merges([(97, 98)], PATTERNS["gpt2"], (END_OF_TEXT, "<|user|>")),
+        ByteBPE.from_merges([(97, 99)], PATTERNS["gpt2"], specials),
+        ByteBPE.from_merges([(97, 98)], PATTERNS["cl100k"], specials),
+        ByteBPE.from_merges([(97, 98)], PATTERNS["gpt2"], (END_OF_TEXT, "<|user|>")),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 4
 
@@ -160,7 +162,7 @@ def test_long_white_space_is_cut_as_short_is(tokenizer: Tokenizer, length: int, 
 
 def test_training_survives_one_long_word() -> None:
     config = TokenizerConfig(vocab_size=265)
-    tokenizer = train(config, lambda: ["a" * 300_000, " " * 300_000]).tokenizer
+    tokenizer = make_kind(config, lambda: ["a" * 300_000, " " * 300_000]).tokenizer
     assert tokenizer.decode(tokenizer.encode("aaaaa   ")) == "aaaaa   "
 
 
@@ -176,15 +178,15 @@ def test_unknown_id_is_an_error(tokenizer: Tokenizer) -> None:
 
 def test_vocabulary_beyond_the_corpus() -> None:
     with pytest.raises(WordmillError, match="vocab_size: 100000 asked, but the training text gives") as e:
-        train(TokenizerConfig(vocab_size=100_000), lambda: CORPUS)
+        make_kind(TokenizerConfig(vocab_size=100_000), lambda: CORPUS)
     reachable = int(str(e.value).split("gives ")[1].split()[0])
-    assert train(TokenizerConfig(vocab_size=reachable), lambda: CORPUS).tokenizer.vocab_size == reachable
+    assert make_kind(TokenizerConfig(vocab_size=reachable), lambda: CORPUS).tokenizer.vocab_size == reachable
 
 
 def test_training_reports_what_it_read() -> None:
-    trained = train(TokenizerConfig(vocab_size=300), lambda: CORPUS)
-    assert trained.text_bytes == sum(len(text.encode()) for text in CORPUS)
-    assert trained.words >= trained.distinct_words > 40
+    trained = make_kind(TokenizerConfig(vocab_size=300), lambda: CORPUS)
+    assert trained.source["bytes"] == sum(len(text.encode()) for text in CORPUS)
+    assert trained.source["words"] >= trained.source["distinct_words"] > 40
 
 
 @pytest.mark.parametrize(
@@ -213,10 +215,10 @@ def test_missing_damaged_and_foreign_folders(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     make().save(tmp_path)
     content = json.loads(path.read_text())
-    content["model"]["merges"] = content["model"]["merges"][1:]
+    del content["model"]["vocab"]
     path.write_text(json.dumps(content))
-    with pytest.raises(WordmillError, match="the merges do not make the tokens"):
+    with pytest.raises(WordmillError, match="not a well-formed byte-level BPE"):
         Tokenizer.load(tmp_path)
     path.write_text(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).to_str())
-    with pytest.raises(WordmillError, match="not a byte-level BPE"):
+    with pytest.raises(WordmillError, match="a model of type WordLevel is not supported"):
         Tokenizer.load(tmp_path)

@@ -1,0 +1,24 @@
+"""How text falls into words before any merge; no token ever crosses a word's border.
+
+All are public definitions, in the spelling that Python's `regex`, tiktoken and Hugging Face's `tokenizers` read alike.
+That is why none uses possessive repeats, although tiktoken's own do for speed: in the syntax of `tokenizers`,
+`\\p{N}{1,3}+` means any number of digits.
+"""
+
+# Words with the space before them, numbers of any length, runs of other signs.
+GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# GPT-4's: numbers fall into groups of three digits, line ends stay with the signs before them, a word may begin with
+# any one sign, "don't" splits in capitals too.
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# GPT-4o's: a word also ends where a small letter meets a capital, and keeps its marks and its "'s".
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_SHORT_FORM = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+O200K = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}*{_SMALL}+{_SHORT_FORM}"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_CAPITALS}+{_SMALL}*{_SHORT_FORM}"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+KNOWN = (GPT2, CL100K, O200K)

@@ -135,6 +135,14 @@ class Batches:
         return np.concatenate([head, self._document_starts(0, start + length - size) + (size - start)])
 
 
+def documents_of(ids: np.ndarray, end_of_text: int) -> np.ndarray:
+    """The number of each input's document, counted from 0 within its row, (B, T) int64: each end-of-text begins one.
+
+    For ids from anywhere; `Batches.positions` also knows where a rest of a long document was put after another one.
+    """
+    return np.cumsum(ids == end_of_text, axis=-1) - (ids[:, :1] == end_of_text)
+
+
 class Windows:
     """The ring cut every T tokens, each epoch going on where the last one stopped."""
 

@@ -1,13 +1,24 @@
-"""What a run computes on: the device, the number format, the threads, and how fast the machine can be at best."""
+"""What a run computes on: the device, the number format, the threads, and how fast the machine can be at best.
 
+Weights, their gradients and the optimizer's state are fp32 always; `precision` is the format of the products in the
+forward and backward passes. bf16 has fp32's range and needs no care. fp16 is for GPUs without bf16: its range is small,
+so training scales the loss (llm/optim/guard.py). TF32 rounds the inputs of fp32 products on NVIDIA's GPUs to ten bits,
+for several times the speed.
+"""
+
+import os
+import shutil
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from llm.errors import ConfigError, WordmillError
+
+FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -15,7 +26,9 @@ class ComputeConfig:
     """Raises ConfigError for values out of range; what the machine lacks is found by `Compute`."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]  # auto: cuda if there is one, else mps, else cpu
-    precision: Literal["auto", "fp32", "bf16"]  # auto: bf16 where the processor multiplies it faster than fp32
+    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto: bf16 where the processor multiplies it faster than fp32
+    tf32: bool  # fp32 products on an NVIDIA GPU may round their inputs to TF32
+    compile: bool  # pretraining runs the model through torch.compile
     threads: int  # CPU threads; results are bit-stable for one count, not across counts
 
     def __post_init__(self) -> None:
@@ -24,7 +37,7 @@ class ComputeConfig:
 
 
 class Compute:
-    """A resolved `ComputeConfig`: `device`, `dtype`, and `autocast()` for the forward pass.
+    """A resolved `ComputeConfig`: `device`, `dtype`, `autocast()` and `compiled()` for the forward pass.
 
     Raises WordmillError when a device or format was asked for that this machine does not have; nothing falls back
     silently.
@@ -38,26 +51,44 @@ class Compute:
         self.device = torch.device(name)
         supported = _multiplies_bf16(name)
         if config.precision == "bf16" and name == "cuda" and not supported:
-            raise WordmillError("compute.precision: this GPU has no bf16; use fp32 or auto")
+            raise WordmillError("compute.precision: this GPU has no bf16; use fp16, fp32 or auto")
         use_bf16 = config.precision == "bf16" or (config.precision == "auto" and supported)
-        self.dtype = torch.bfloat16 if use_bf16 else torch.float32
+        self.dtype = torch.bfloat16 if use_bf16 else torch.float16 if config.precision == "fp16" else torch.float32
+        if config.compile and name == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+            raise WordmillError("compute.compile: torch.compile needs a C++ compiler here; install g++, or use false")
+        self.config = config
         self.threads = config.threads
         torch.set_num_threads(config.threads)
+        if name == "cuda":
+            torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
         threads = f", {self.threads} threads" if self.device.type == "cpu" else ""
-        return f"{name}, {'bf16' if self.dtype == torch.bfloat16 else 'fp32'}{threads}"
+        tf32 = ", tf32" if self.device.type == "cuda" and self.config.tf32 else ""
+        compiled = ", compiled" if self.config.compile else ""
+        return f"{name}, {FORMATS[self.dtype]}{tf32}{compiled}{threads}"
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrix products in bf16 with fp32 weights kept, or nothing for fp32."""
+        """Matrix products in bf16 or fp16 with fp32 weights kept, or nothing for fp32."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def scales_loss(self) -> bool:
+        """Gradients in this format need a loss scale."""
+        return self.dtype == torch.float16
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, through torch.compile if the settings say so; the first call then takes its time."""
+        return torch.compile(function) if self.config.compile else function
 
     def measure_peak(self, seconds: float = 0.3) -> float:
         """FLOP/s of a large matrix product in `dtype`, measured now: the limit that speeds are shown against."""
         n = 4096 if self.device.type == "cuda" else 1024
+        if self.device.type == "cpu" and self.dtype == torch.float16:
+            n = 256  # the larger one takes seconds: processors rarely multiply fp16
         a, b = (torch.ones(n, n, dtype=self.dtype, device=self.device) for _ in range(2))
         best = 0.0
         end = time.perf_counter() + seconds

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llm import checkpoint, optim
+from llm import checkpoint
 from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
+from llm.optim.adamw import adamw
+from llm.optim.guard import Guard
+from llm.optim.schedules import cosine
 from llm.preferences import PairTexts
 from llm.pretrain import Record, restore, saved_tensors
 from llm.scoring import Segment, logprobs, score
@@ -120,8 +123,9 @@ def dpo(
     reference = torch.from_numpy(reference_logprobs(policy, train, compute, checkpoints / "reference-train"))
     held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
     policy.train()
-    optimizer = optim.adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
-    start, records = restore(policy, optimizer, checkpoints)
+    optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
+    guard = Guard(compute.device, allowed=0, scaling=compute.scales_loss)
+    start, records = restore(policy, optimizer, checkpoints, guard.state)
     yield from records
     if not records:
         records.append(Record(0, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
@@ -131,7 +135,7 @@ def dpo(
     steps = per_epoch * config.epochs
     for step in range(start, steps):
         done = step + 1
-        lr = optim.cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
+        lr = cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
         for group in optimizer.param_groups:
             group["lr"] = lr
         order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
@@ -144,12 +148,24 @@ def dpo(
         chosen_tokens = sum(len(train.chosen[i].tokens) - train.chosen[i].first for i in rows)
         sft_loss = -policy_logprobs[0].sum() / chosen_tokens
         loss = sigmoid_loss(margins) + config.sft_weight * sft_loss
-        loss.backward()
+        guard.scaled(loss).backward()
+        guard.unscale(policy)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+        optimizer.found_inf = guard.judge(step, loss.detach(), grad_norm)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
 
-        if done % config.log_every == 0 or done == steps:
+        logging = done % config.log_every == 0 or done == steps
+        evaluating = done % config.eval_every == 0 or done == steps
+        saving = done % config.checkpoint_every == 0 and done < steps
+        if logging or evaluating or saving:
+            frozen_at = guard.frozen_at()
+            if frozen_at is not None:
+                raise WordmillError(
+                    f"step {frozen_at}: loss or gradient is not finite; lower dpo.lr or dpo.beta, "
+                    "or set compute.precision: fp32"
+                )
+        if logging:
             values = {
                 "loss": loss.item(),
                 "sft_loss": sft_loss.item(),
@@ -164,14 +180,14 @@ def dpo(
             }
             records.append(Record(done, values))
             yield records[-1]
-        if done % config.eval_every == 0 or done == steps:
+        if evaluating:
             policy.eval()
             records.append(Record(done, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
             policy.train()
             yield records[-1]
-        if done % config.checkpoint_every == 0 and done < steps:
+        if saving:
             state = {"records": [asdict(record) for record in records]}
-            checkpoint.write(checkpoints, done, saved_tensors(policy, optimizer), state)
+            checkpoint.write(checkpoints, done, saved_tensors(policy, optimizer, guard.state), state)
 
 
 def _held_out(

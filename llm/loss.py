@@ -28,6 +28,7 @@ class _Loss(torch.autograd.Function):
         device = states.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         N = len(states)
+        divisor = 1 if dtype == torch.float16 else N  # fp16 cannot hold a probability divided by N: there, divide late
         x, weights = states.to(dtype), head.to(dtype)
         states_grad = torch.empty_like(x)
         head_grad = torch.zeros_like(head)
@@ -41,10 +42,13 @@ class _Loss(torch.autograd.Function):
                 # d loss / d logits = softmax - one-hot, in the place of the logits
                 gradient = logits.sub_(normaliser).exp_()
                 gradient.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=gradient.dtype))
-                scaled = gradient.div_(N).to(dtype)
+                scaled = gradient.div_(divisor).to(dtype)
                 torch.mm(scaled, weights, out=states_grad[start : start + CHUNK])
                 head_grad += scaled.T @ part
-        ctx.save_for_backward(states_grad.to(states.dtype), head_grad)
+        states_grad = states_grad.to(states.dtype)
+        if divisor != N:
+            states_grad, head_grad = states_grad.div_(N), head_grad.div_(N)
+        ctx.save_for_backward(states_grad, head_grad)
         return total / N
 
     @staticmethod

@@ -3,16 +3,19 @@
 `pretrain` is a generator: it yields a `Record` whenever there is something to tell, and the caller decides where that
 goes. After a kill it is called again with the same arguments: it first yields the records of the checkpoint it found,
 then goes on, and ends with the very bytes of an uninterrupted run. That holds because a batch is a function of
-(seed, step), the learning rate of the step, the loop draws no random numbers, and the optimizer's state is restored
-bit for bit.
+(seed, step), so are the learning rate and what dropout drops, and the optimizer's state is restored bit for bit.
+
+A step whose loss or gradient is not finite is never applied. What happens then is `on_nonfinite`: `stop` ends the run
+with the name of the module that went wrong (llm/nonfinite.py), `skip` leaves out up to `max_skips` such steps first.
 
 What is logged, beyond loss, learning rate and speed, are the early signs of trouble: the gradient's norm before
 clipping, the parameters' norm, the size of an update relative to the weights (about 1e-3 is healthy), and the entropy
 of the predictions (ln V at the start; near 0 means collapse).
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,12 +25,15 @@ import psutil
 import torch
 from torch import Tensor
 
-from llm import checkpoint, optim
+from llm import checkpoint, nonfinite
 from llm.compute import Compute
-from llm.errors import ConfigError
-from llm.loss import next_token_loss
+from llm.errors import ConfigError, WordmillError
+from llm.gradients import Batch, backward
 from llm.model.counts import flops_per_token
 from llm.model.transformer import Transformer
+from llm.optim.guard import Guard
+from llm.optim.optimizers import OPTIMIZERS, Settings
+from llm.optim.schedules import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -38,13 +44,20 @@ class PretrainConfig:
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    mask_documents: bool  # documents in one sequence do not see each other
+    optimizer: Literal["adamw", "adamw_reference", "muon"]
     lr: float  # peak learning rate
-    final_lr_share: float  # of the peak, at the last step
+    muon_lr: float  # muon: peak learning rate of the hidden matrices; the rest has lr
+    schedule: Literal["cosine", "wsd", "constant"]
+    final_lr_share: float  # cosine, wsd: of the peak, at the last step
     warmup_steps: int
+    decay_share: float  # wsd: of all steps, at the end, over which the rate falls
     beta1: float
     beta2: float
     weight_decay: float
     grad_clip: float  # largest gradient norm
+    on_nonfinite: Literal["stop", "skip"]  # what to do with a step whose loss or gradient is not finite
+    max_skips: int  # skip: stop at the one after so many
     seed: int  # of the starting weights and of the order of the batches
     log_every: int  # steps
     eval_every: int  # steps
@@ -53,7 +66,7 @@ class PretrainConfig:
     checkpoint_every: int  # steps
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "lr", "grad_clip"):
+        for name in ("steps", "batch_size", "micro_batch_size", "lr", "muon_lr", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
         for name in ("log_every", "eval_every", "eval_documents", "sample_every", "checkpoint_every"):
@@ -66,8 +79,11 @@ class PretrainConfig:
             raise ConfigError("micro_batch_size", f"{self.micro_batch_size} does not divide {self.batch_size}")
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
-        if self.weight_decay < 0:
-            raise ConfigError("weight_decay", f"{self.weight_decay} is negative")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError("decay_share", f"{self.decay_share} is not above 0 and at most 1")
+        for name in ("weight_decay", "max_skips"):
+            if getattr(self, name) < 0:
+                raise ConfigError(name, f"{getattr(self, name)} is negative")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ConfigError("warmup_steps", f"{self.warmup_steps} is not between 0 and steps ({self.steps})")
 
@@ -80,12 +96,17 @@ class Record:
     values: dict[str, float] = field(default_factory=dict)  # functions of data and settings: the same on every run
     machine: dict[str, float] = field(default_factory=dict)  # speeds and memory: different on every run
     text: str = ""  # a sample
+    resumed: bool = False  # told before, by the run that this one goes on from
 
 
 class BatchSource(Protocol):
-    """`batch(step)` gives inputs and targets, both (batch_size, T) int64: a function of the step alone."""
+    """`batch(step)` gives inputs and targets, both (batch_size, T) int64: a function of the step alone.
+
+    So is `positions(step)`: the document of every input, and its place in it. Asked for only to mask documents.
+    """
 
     def batch(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
+    def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def pretrain(
@@ -102,34 +123,48 @@ def pretrain(
     `evaluate` and `sample` see the model in the middle of training and must not draw from torch's global generators.
     """
     model.to(compute.device).train()
-    betas = (config.beta1, config.beta2)
-    optimizer = optim.adamw(model, config.lr, betas, config.weight_decay)
-    start, records = restore(model, optimizer, checkpoints)
+    settings = Settings(
+        lr=config.lr,
+        muon_lr=config.muon_lr,
+        betas=(config.beta1, config.beta2),
+        weight_decay=config.weight_decay,
+        dtype=torch.bfloat16 if compute.dtype == torch.bfloat16 else torch.float32,
+    )
+    optimizer = OPTIMIZERS[config.optimizer](model, settings)
+    guard = Guard(compute.device, config.max_skips if config.on_nonfinite == "skip" else 0, compute.scales_loss)
+    start, records = restore(model, optimizer, checkpoints, guard.state)
     yield from records
+    hidden = compute.compiled(model.hidden)
     flops_per_step = 0
     peak = compute.measure_peak()
     watch = _Stopwatch()
     for step in range(start, config.steps):
         done = step + 1
-        logging = done % config.log_every == 0 or done == config.steps or done == 1
-        lr = optim.cosine(step, config.steps, config.warmup_steps, config.lr, config.final_lr_share)
+        last = done == config.steps
+        logging = done % config.log_every == 0 or last or done == 1
+        evaluating = done % config.eval_every == 0 or last
+        sampling = done % config.sample_every == 0 or last
+        saving = done % config.checkpoint_every == 0 and not last
+        lr = learning_rate(config, step, config.lr)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(config, step, group["peak"])
 
-        inputs, targets = (torch.from_numpy(part).to(compute.device) for part in batches.batch(step))
-        loss = torch.zeros((), device=compute.device)
-        for x, y in zip(inputs.split(config.micro_batch_size), targets.split(config.micro_batch_size), strict=True):
-            with compute.autocast():
-                states = model.hidden(x)
-                part = next_token_loss(states, model.head.weight, y) * (len(x) / config.batch_size)
-            part.backward()
-            loss += part.detach()
+        batch = _batch(batches, step, config, compute)
+        loss, states = backward(model, hidden, batch, config.micro_batch_size, config.seed, compute, guard)
+        guard.unscale(model)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         before = [w.detach().clone() for w in model.parameters()] if logging else []
+        optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
-        flops_per_step = flops_per_token(model.config, model.vocab_size) * inputs.numel()
+        flops_per_step = flops_per_token(model.config, model.vocab_size) * batch.inputs.numel()
 
+        # Where looking means waiting for the device, look only when there is a reason to wait anyway.
+        if logging or evaluating or sampling or saving or compute.device.type == "cpu":
+            frozen_at = guard.frozen_at()
+            if frozen_at is not None:
+                batch = _batch(batches, frozen_at, config, compute)
+                raise WordmillError(nonfinite.report(model, batch, config, compute, guard, checkpoints))
         if logging:
             values = {
                 "loss": loss.item(),
@@ -138,41 +173,53 @@ def pretrain(
                 "param_norm": _norm(before),
                 "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)]) / _norm(before),
                 "logit_entropy": _entropy(model, states[0]),
-                "tokens": float(done * inputs.numel()),
+                "tokens": float(done * batch.inputs.numel()),
                 "flops": float(done * flops_per_step),
+                **guard.figures(),
             }
+            values = {name: value for name, value in values.items() if math.isfinite(value)}  # a skipped step's are not
             rate = watch.lap(done - step if done == 1 else config.log_every)
             machine = {
-                "tokens_per_second": rate * inputs.numel(),
+                "tokens_per_second": rate * batch.inputs.numel(),
                 "fraction_of_peak": rate * flops_per_step / peak,
                 "memory_gb": _memory(compute) / 1e9,
             }
             records.append(Record(done, values, machine))
             yield records[-1]
-        if done % config.eval_every == 0 or done == config.steps:
+        if evaluating:
             with watch.paused():
                 records.append(Record(done, {f"val_{k}": v for k, v in evaluate(model).items()}))
                 yield records[-1]
-        if done % config.sample_every == 0 or done == config.steps:
+        if sampling:
             with watch.paused():
                 records.append(Record(done, text=sample(model)))
                 yield records[-1]
-        if done % config.checkpoint_every == 0 and done < config.steps:
+        if saving:
             with watch.paused():
                 state = {"records": [asdict(record) for record in records]}
-                checkpoint.write(checkpoints, done, saved_tensors(model, optimizer), state)
+                checkpoint.write(checkpoints, done, saved_tensors(model, optimizer, guard.state), state)
 
 
-def saved_tensors(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimizer state under flat names, as a checkpoint holds them."""
+def learning_rate(config: PretrainConfig, step: int, peak: float) -> float:
+    """The rate of step `step` (from 0) for a group of weights whose largest is `peak`."""
+    schedule = SCHEDULES[config.schedule]
+    return schedule(step, config.steps, config.warmup_steps, peak, config.final_lr_share, config.decay_share)
+
+
+def saved_tensors(
+    model: Transformer, optimizer: torch.optim.Optimizer, guard: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Weights, optimizer state and the guard's under flat names, as a checkpoint holds them."""
     tensors: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.named_parameters()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    return tensors
+    return tensors | {f"guard.{name}": value for name, value in (guard or {}).items()}
 
 
-def restore(model: Transformer, optimizer: torch.optim.Optimizer, folder: Path) -> tuple[int, list[Record]]:
-    """Put the newest checkpoint's state into model and optimizer; its step and records, or 0 and none."""
+def restore(
+    model: Transformer, optimizer: torch.optim.Optimizer, folder: Path, guard: Mapping[str, Tensor] | None = None
+) -> tuple[int, list[Record]]:
+    """Put the newest checkpoint's state into model, optimizer and guard; its step and records, or 0 and none."""
     found = checkpoint.latest(folder)
     if found is None:
         return 0, []
@@ -186,8 +233,15 @@ def restore(model: Transformer, optimizer: torch.optim.Optimizer, folder: Path) 
             _, index, key = name.split(".")
             saved["state"].setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict(saved)
+    for name, value in (guard or {}).items():
+        value.copy_(tensors[f"guard.{name}"])
     print(f"resuming after step {step}", flush=True)
-    return step, [Record(**record) for record in state["records"]]
+    return step, [Record(**{**record, "resumed": True}) for record in state["records"]]
+
+
+def _batch(batches: BatchSource, step: int, config: PretrainConfig, compute: Compute) -> Batch:
+    arrays = [*batches.batch(step), *(batches.positions(step)[:1] if config.mask_documents else ())]
+    return Batch(step, *(torch.from_numpy(array).to(compute.device) for array in arrays))
 
 
 class _Stopwatch:

@@ -11,7 +11,7 @@ from llm.dpo import DPOConfig, Pairs, dpo, encode_pairs
 from llm.model import folder
 from llm.preferences import read_pairs
 from llm.tokenizer.tokenizer import Tokenizer
-from stages.records import summary, tell, write_curve
+from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
 
 OUT = Path("models/dpo")
@@ -39,9 +39,10 @@ def run(params: Params, stage: Stage) -> None:
     train, held_out = encoded("train"), encoded("test")
     steps = len(train) // config.batch_size * config.epochs
     records = []
-    for record in dpo(policy, train, held_out, config, compute, stage.scratch):
-        records.append(record)
-        tell(stage, record, steps)
+    with Teller(stage, steps) as tell:
+        for record in dpo(policy, train, held_out, config, compute, stage.scratch):
+            records.append(record)
+            tell(record)
     folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)
     write_curve(records, Path("reports/dpo/curve.csv"))
     summary(records, Path("reports/dpo.json"), {"train_pairs": len(train), "pairs_cut": train.cut + held_out.cut})

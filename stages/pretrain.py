@@ -19,7 +19,7 @@ from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
-from stages.records import summary, tell, write_curve
+from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
 
 OUT = Path("models/base")
@@ -43,7 +43,8 @@ def run(params: Params, stage: Stage) -> None:
     model = Transformer(params.model, tokenizer.vocab_size)
     model.initialise(config.seed)
     rows = parameters(params.model, tokenizer.vocab_size)
-    print(f"{sum(rows.values()):,} parameters on {compute}: {rows}", flush=True)
+    chosen = " (auto)" if params.compute.device == "auto" else ""
+    print(f"{sum(rows.values()):,} parameters on {compute}{chosen}: {rows}", flush=True)
     stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
     stage.tags({"device": str(compute)})
 
@@ -58,9 +59,10 @@ def run(params: Params, stage: Stage) -> None:
         return tokenizer.decode(ids)
 
     records = []
-    for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch):
-        records.append(record)
-        tell(stage, record, config.steps)
+    with Teller(stage, config.steps) as tell:
+        for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch):
+            records.append(record)
+            tell(record)
     folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
     write_curve(records, Path("reports/pretrain/curve.csv"))
     extra = {

@@ -1,23 +1,73 @@
 """What the two training stages do with the records that their loops yield: print, send to MLflow, keep on disk."""
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 from llm.pretrain import Record
+from llm.progress import Progress, progress, say
 from stages.metrics import write_json
 from stages.stage import Stage
 
 
-def tell(stage: Stage, record: Record, steps: int) -> None:
-    """Print one record as a line and pass its figures on to MLflow."""
-    figures = record.values | record.machine
-    stage.metrics(figures, step=record.step)
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    if shown:
-        print(f"step {record.step}/{steps}  {shown}", flush=True)
-    if record.text:
-        print(f"step {record.step}/{steps}  sample:\n{record.text}\n", flush=True)
+class Teller:
+    """Passes records on to MLflow and to whoever watches: on a terminal a bar, with validation and samples above it.
+
+        with Teller(stage, steps) as tell:
+            for record in pretrain(...):
+                tell(record)
+
+    In a log every record is a line, as there is no bar to look at.
+    """
+
+    def __init__(self, stage: Stage, steps: int) -> None:
+        self.stage = stage
+        self.steps = steps
+        self.bar: Progress[None] | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            self.bar = progress(total=self.steps, unit="steps", label=self.stage.name)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def __call__(self, record: Record) -> None:
+        """Tell one record."""
+        figures = record.values | record.machine
+        self.stage.metrics(figures, step=record.step)
+        head = f"step {record.step}/{self.steps}  "
+        if figures and (self.bar is None or "loss" not in figures):
+            self._say(head + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        if record.text:
+            self._say(f"{head}sample:\n{record.text}\n")
+        if self.bar is not None:
+            if "loss" in figures:
+                self.bar.note(_note(figures))
+            if record.resumed:
+                self.bar.start_at(record.step)
+            else:
+                self.bar.update(record.step - self.bar.done)
+
+    def _say(self, line: str) -> None:
+        if self.bar is None:
+            print(line, flush=True)
+        else:
+            say(line)
+
+
+def _note(figures: Mapping[str, float]) -> str:
+    """What stands beside the bar."""
+    parts = [f"loss {figures['loss']:.3f}"]
+    if "tokens_per_second" in figures:
+        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s")
+    if "fraction_of_peak" in figures:
+        parts.append(f"{figures['fraction_of_peak']:.0%} of peak")
+    return ", ".join(parts)
 
 
 def write_curve(records: Sequence[Record], path: Path) -> None:

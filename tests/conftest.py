@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def compute() -> Compute:
-    return Compute(ComputeConfig(device="cpu", precision="fp32", threads=1))
+    return Compute(ComputeConfig(device="cpu", precision="fp32", tf32=False, compile=False, threads=1))
 
 
 @pytest.fixture
@@ -46,8 +46,15 @@ def tiny_config() -> ModelConfig:
         d_model=32,
         d_ff=48,
         block_size=32,
+        attention="fused",
+        position="rope",
         rope_theta=10_000.0,
+        norm="rmsnorm",
         norm_eps=1e-5,
+        qk_norm=False,
+        feed_forward="swiglu",
+        bias=False,
+        dropout=0.0,
         tie_head=True,
     )
 

@@ -1,13 +1,16 @@
-"""The shape of a model. The vocabulary's size is not here: it comes from the tokenizer."""
+"""The shape of a model and the names of its parts. The vocabulary's size is not here: it comes from the tokenizer."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from llm.errors import ConfigError
+
+AttentionKind = Literal["reference", "fused", "flex"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A LLaMA-style decoder: RoPE, RMSNorm, SwiGLU, grouped-query attention. Raises ConfigError."""
+    """A pre-norm decoder; the parts that have names are tables in `llm.model`. Raises ConfigError."""
 
     n_layer: int  # blocks
     n_head: int  # query heads
@@ -15,16 +18,26 @@ class ModelConfig:
     d_model: int  # width of the residual stream
     d_ff: int  # hidden width of the feed-forward
     block_size: int  # tokens of context
-    rope_theta: float  # base of the rotary wavelengths
+    attention: AttentionKind  # how it is computed; the result is the same
+    position: Literal["rope", "learned", "sinusoidal", "none"]
+    rope_theta: float  # rope: base of the rotary wavelengths
+    norm: Literal["rmsnorm", "layernorm"]
     norm_eps: float
+    qk_norm: bool  # queries and keys are normed too, head by head
+    feed_forward: Literal["swiglu", "gelu", "relu", "relu2"]
+    bias: bool  # matrices and LayerNorm have biases; the head never has
+    dropout: float  # share of what is embedded, and of what sub-layers add, that is zeroed in training
     tie_head: bool  # the output head is the embedding, transposed
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "block_size", "rope_theta", "norm_eps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError("dropout", f"{self.dropout} is not in [0, 1); 0 is none, 0.1 is usual")
+        pairs = self.position == "rope"  # a head's width must be even
         if self.d_model % self.n_head:
-            fitting = [n for n in range(1, self.d_model + 1) if self.d_model % (2 * n) == 0]
+            fitting = [n for n in range(1, self.d_model + 1) if self.d_model % ((1 + pairs) * n) == 0]
             near = [n for n in fitting if n < self.n_head][-1:] + [n for n in fitting if n > self.n_head][:1]
             advice = " or ".join(map(str, near)) if near else "an even d_model"
             raise ConfigError("n_head", f"{self.n_head} does not divide d_model {self.d_model}; use {advice}")
@@ -33,8 +46,10 @@ class ModelConfig:
             raise ConfigError(
                 "n_kv_head", f"{self.n_kv_head} does not divide n_head {self.n_head}; use one of {fitting}"
             )
-        if self.d_head % 2:
+        if pairs and self.d_head % 2:
             raise ConfigError("d_model", f"a head of d_model / n_head = {self.d_head} is odd; RoPE turns pairs")
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise ConfigError("d_model", f"{self.d_model} is odd; sinusoidal positions are pairs of sine and cosine")
 
     @property
     def d_head(self) -> int:

@@ -1,8 +1,11 @@
-"""Models on disk in Hugging Face's Llama layout: `config.json`, `model.safetensors`, and the tokenizer's files.
+"""Models on disk in Hugging Face's layout: `config.json`, `model.safetensors`, and the tokenizer's files.
 
-`transformers` opens such a folder and gives the same logits. Fused matrices are stored as the parts that the layout
-names; the rotary halves are already in its order. The safetensors file carries one metadata key only, because the
-library writes several in a random order (huggingface/safetensors #584) and rebuilt files must not differ.
+`transformers` opens such a folder and gives the same logits, as long as it has a class for the model's mixture of
+parts; `llm.model.layouts` says for which, and what becomes of the others. Folders from elsewhere are read too: Llama,
+GPT-2 and Qwen3, in one file or in shards with an index, in any floating format. Pickled weights are not.
+
+The safetensors file carries one metadata key only, because the library writes several in a random order
+(huggingface/safetensors #584) and rebuilt files must not differ.
 """
 
 import hashlib
@@ -16,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llm.errors import WordmillError
-from llm.model.config import ModelConfig
-from llm.model.transformer import Block, Transformer
+from llm.errors import ConfigError, WordmillError
+from llm.model.config import AttentionKind
+from llm.model.layouts import LAYOUTS, Layout, layout_of
+from llm.model.transformer import Transformer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+WEIGHTS = "model.safetensors"
 
 
 def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) -> None:
@@ -28,97 +33,92 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, folder / name)
-    config = _to_hugging_face(model.config, model.vocab_size, end_of_text)
+    name = layout_of(model.config)
+    config = {
+        "model_type": name,
+        "vocab_size": model.vocab_size,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "dtype": "float32",
+    } | LAYOUTS[name].settings(model.config)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    save_file(_split(model), folder / "model.safetensors", metadata={"format": "pt"})
+    views = {name: view.contiguous() for name, view in LAYOUTS[name].views(model).items()}
+    save_file(views, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def load(folder: Path) -> Transformer:
-    """The model in `folder`, fp32 on the CPU. Raises WordmillError for a missing or foreign folder."""
+def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
+    """The model in `folder`, fp32 on the CPU, without dropout.
+
+    Raises WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
+    """
     try:
         settings = json.loads((folder / "config.json").read_text())
-        tensors = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise WordmillError(f"{folder}: no model there ({Path(str(error.filename)).name} is missing)") from None
-    except (json.JSONDecodeError, SafetensorError) as error:
+        layout = _layout(settings)
+        model = Transformer(layout.config(settings, attention), settings["vocab_size"])
+        tensors = _tensors(folder)
+    except FileNotFoundError:
+        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise WordmillError(f"{folder}: damaged ({error}); `dvc checkout` brings it back") from None
-    if settings.get("model_type") != "llama":
-        raise WordmillError(f"{folder}/config.json: model_type {settings.get('model_type')!r} is not llama")
-    model = Transformer(_from_hugging_face(settings), settings["vocab_size"])
+    except ConfigError as error:
+        raise WordmillError(f"{folder}/config.json: {error}") from None
+    views = layout.views(model)
     with torch.no_grad():
-        for name, weight in _split(model).items():
-            if name not in tensors or tensors[name].shape != weight.shape:
-                raise WordmillError(f"{folder}/model.safetensors: {name} is missing or has another shape")
-            weight.copy_(tensors[name])
+        for name, view in views.items():
+            found = tensors.pop(name, None)
+            if found is None:
+                found = tensors.pop(name.removeprefix(layout.prefix), None)
+            if found is None or found.shape != view.shape:
+                raise WordmillError(f"{folder}/{WEIGHTS}: {name} is missing or has another shape")
+            if not found.is_floating_point() or found.element_size() == 1:
+                raise WordmillError(f"{folder}/{WEIGHTS}: {name} is quantised ({found.dtype}); give a float copy")
+            view.copy_(found)
+    spare = layout.ignored + ("lm_head.weight",) * model.config.tie_head
+    unread = [name for name in tensors if not name.endswith(spare)]
+    if unread:
+        raise WordmillError(f"{folder}/{WEIGHTS}: {min(unread)} has no place in a {settings['model_type']} model here")
     return model
 
 
 def fingerprint(model: Transformer) -> str:
     """SHA-256 over all weights: equal exactly when every bit is."""
     whole = hashlib.sha256()
-    for name, weight in sorted(_split(model).items()):
+    for name, weight in sorted(LAYOUTS[layout_of(model.config)].views(model).items()):
         whole.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()
 
 
-def _split(model: Transformer) -> dict[str, Tensor]:
-    """Hugging Face's names with views into our weights, so the same table saves and loads."""
-    views = {"model.embed_tokens.weight": model.embedding.weight.data, "model.norm.weight": model.norm.weight.data}
-    if not model.config.tie_head:
-        views["lm_head.weight"] = model.head.weight.data
-    for index, block in enumerate(model.blocks):
-        assert isinstance(block, Block)  # a ModuleList does not tell the type checker
-        at = f"model.layers.{index}"
-        q, k, v = block.attention.qkv.weight.data.split(block.attention.widths)
-        gate, up = block.feed_forward.gate_up.weight.data.chunk(2)
-        views |= {
-            f"{at}.input_layernorm.weight": block.attention_norm.weight.data,
-            f"{at}.self_attn.q_proj.weight": q,
-            f"{at}.self_attn.k_proj.weight": k,
-            f"{at}.self_attn.v_proj.weight": v,
-            f"{at}.self_attn.o_proj.weight": block.attention.out.weight.data,
-            f"{at}.post_attention_layernorm.weight": block.feed_forward_norm.weight.data,
-            f"{at}.mlp.gate_proj.weight": gate,
-            f"{at}.mlp.up_proj.weight": up,
-            f"{at}.mlp.down_proj.weight": block.feed_forward.down.weight.data,
-        }
-    return views
+def _layout(settings: Any) -> Layout:
+    if not isinstance(settings, dict) or settings.get("model_type") not in LAYOUTS:
+        found = settings.get("model_type") if isinstance(settings, dict) else None
+        raise ConfigError("model_type", f"{found!r} is not supported; known are {', '.join(LAYOUTS)}")
+    if settings.get("quantization_config"):
+        raise ConfigError("quantization_config", "quantised weights are not read; give a bf16 or fp32 copy")
+    if not isinstance(settings.get("vocab_size"), int):
+        raise ConfigError("vocab_size", "missing")
+    return LAYOUTS[settings["model_type"]]
 
 
-def _to_hugging_face(config: ModelConfig, vocab_size: int, end_of_text: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_kv_head,
-        "head_dim": config.d_head,
-        "max_position_embeddings": config.block_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
-        "tie_word_embeddings": config.tie_head,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "dtype": "float32",
-    }
-
-
-def _from_hugging_face(settings: dict[str, Any]) -> ModelConfig:
-    return ModelConfig(
-        n_layer=settings["num_hidden_layers"],
-        n_head=settings["num_attention_heads"],
-        n_kv_head=settings["num_key_value_heads"],
-        d_model=settings["hidden_size"],
-        d_ff=settings["intermediate_size"],
-        block_size=settings["max_position_embeddings"],
-        rope_theta=settings["rope_parameters"]["rope_theta"],
-        norm_eps=settings["rms_norm_eps"],
-        tie_head=settings["tie_word_embeddings"],
-    )
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of one file, or of the files that the index names."""
+    index = folder / f"{WEIGHTS}.index.json"
+    if (folder / WEIGHTS).exists():
+        names = [WEIGHTS]
+    elif index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
+        if pickled:
+            raise WordmillError(
+                f"{folder}: {pickled[0]} is pickled, and opening it could run anything; "
+                "save it as safetensors where you trust it (save_pretrained does)"
+            )
+        names = [WEIGHTS]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name:
+            raise WordmillError(f"{index}: {name!r} is not a file beside it")
+        if not (folder / name).exists():
+            raise WordmillError(f"{folder}: no model there ({name} is missing)")
+        tensors |= load_file(folder / name)
+    return tensors

@@ -1,13 +1,20 @@
-"""The transformer, to be read in one sitting: a pre-norm LLaMA decoder (Touvron et al. 2023, arXiv:2302.13971).
+"""The transformer, to be read in one sitting: a pre-norm decoder whose parts are chosen by name.
 
-- RMSNorm before each sub-layer and before the head; no biases anywhere.
-- Rotary positions in two halves, as Hugging Face's Llama has them, so saved folders need no reordering.
-- Grouped queries: n_kv_head key and value heads serve n_head query heads (Ainslie et al. 2023).
-- SwiGLU: down(silu(gate(x)) · up(x)).
-- Query, key and value are one matrix product, gate and up another: fewer, larger products are faster.
+LLaMA (Touvron et al. 2023, arXiv:2302.13971) is rope, rmsnorm, swiglu without biases; GPT-2 (Radford et al. 2019) is
+learned, layernorm, gelu with them.
+
+- A norm before each sub-layer and before the head: `llm.model.norms`. Optionally one for queries and keys, per head,
+  which keeps their products small (Henry et al. 2020, arXiv:2010.04245), before they are turned, as Qwen3 has it.
+- Positions: `llm.model.positions`. Feed-forwards: `llm.model.feed_forward`. Attention: `llm.model.attention`.
+- Grouped queries: n_kv_head key and value heads serve n_head query heads (Ainslie et al. 2023, arXiv:2305.13245).
+- Query, key and value are one matrix product: fewer, larger products are faster.
+- Dropout acts on what is embedded and on what each sub-layer adds to the residual stream, not on attention's weights,
+  which the fast kinds never hold. It draws from torch's global generator, in training mode only and only where it is
+  not 0: a loop that is to be resumed exactly seeds that generator before each forward pass.
 - A matrix starts normal with standard deviation 1/√(its inputs), so that every width starts with signals of size one;
   the two that write into the residual stream are scaled down by √(2 n_layer), so that its variance does not grow with
-  depth (GPT-2). The embedding, which is also the head, starts at 0.5/√D: first logits of size one half.
+  depth (GPT-2). The embedding, which is also the head, starts at 0.5/√D: first logits of size one half; so do learned
+  positions. Gains start at one, biases at zero.
 
 Shapes: B batch, T time, D d_model, H query heads, K key-value heads, E head width, V vocabulary.
 """
@@ -18,8 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm.model.attention import ATTENTIONS, Attend
+from llm.model.attention import ATTENTIONS
 from llm.model.config import ModelConfig
+from llm.model.feed_forward import FEED_FORWARDS
+from llm.model.norms import NORMS
+from llm.model.positions import POSITIONS, Rotation, rotate
 
 
 class Cache:
@@ -45,18 +55,29 @@ class Attention(nn.Module):
         self.config = config
         kv_width = config.n_kv_head * config.d_head
         self.widths = (config.d_model, kv_width, kv_width)
-        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=False)
-        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=config.bias)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        if config.qk_norm:
+            self.q_norm = NORMS[config.norm](config, config.d_head)
+            self.k_norm = NORMS[config.norm](config, config.d_head)
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, cache: tuple[Cache, int, Tensor] | None
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        documents: Tensor | None,
+        cache: tuple[Cache, int, Tensor] | None,
     ) -> Tensor:
         B, T, D = x.shape
         E = self.config.d_head
         q, k, v = (part.view(B, T, -1, E).transpose(1, 2) for part in self.qkv(x).split(self.widths, dim=-1))
-        q, k = rotate(q, rotation), rotate(k, rotation)  # (B, H, T, E), (B, K, T, E)
+        if self.config.qk_norm:  # in the weights' format, as the other norms, which autocast leaves alone
+            q, k = (part.to(self.qkv.weight.dtype) for part in (q, k))
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)  # (B, H, T, E), (B, K, T, E)
         if cache is None:
-            y = attend(q, k, v)
+            y = ATTENTIONS[self.config.attention](q, k, v, documents)
         else:
             memory, layer, places = cache
             rows = torch.arange(B, device=x.device)[:, None]
@@ -73,103 +94,74 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
 
-class FeedForward(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
 class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = NORMS[config.norm](config, config.d_model)
         self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward_norm = NORMS[config.norm](config, config.d_model)
+        self.feed_forward = FEED_FORWARDS[config.feed_forward](config)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(
-        self, x: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, cache: tuple[Cache, int, Tensor] | None
+        self,
+        x: Tensor,
+        rotation: Rotation | None,
+        documents: Tensor | None,
+        cache: tuple[Cache, int, Tensor] | None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotation, attend, cache)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, documents, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) in, hidden states (B, T, D) or logits (B, T, V) out.
+    """Token ids (B, T) in, hidden states (B, T, D) or logits (B, T, V) out. `vocab_size` is the tokenizer's."""
 
-    `vocab_size` is the tokenizer's; `attention` names an entry of `ATTENTIONS`.
-    """
-
-    cos: Tensor  # (block_size, E), as `rotary_table` makes it
-    sin: Tensor
-
-    def __init__(self, config: ModelConfig, vocab_size: int, attention: str = "fused") -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.attend = ATTENTIONS[attention]
         self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.position = POSITIONS[config.position](config)
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.norm = NORMS[config.norm](config, config.d_model)
         self.head = nn.Linear(config.d_model, vocab_size, bias=False)
         if config.tie_head:
             self.head.weight = self.embedding.weight
-        cos, sin = rotary_table(config.block_size, config.d_head, config.rope_theta)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
     def initialise(self, seed: int) -> None:
         """Draw the starting weights on the CPU, whatever the device: a function of `seed` and the shape alone."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
             if weight.ndim == 1:
-                nn.init.ones_(weight)
+                nn.init.constant_(weight, 0 if name.endswith("bias") else 1)
                 continue
             std = 1 / math.sqrt(weight.shape[1])
             if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
                 std /= math.sqrt(2 * self.config.n_layer)
-            elif name in ("embedding.weight", "head.weight"):
+            elif name in ("embedding.weight", "position.weight", "head.weight"):
                 std *= 0.5
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
         """The states after the last norm, (B, T) -> (B, T, D). With a cache, `ids` continue what it holds.
 
         Rows advance by T positions; the caller corrects `cache.lengths` for rows that were padded on the right.
+        `documents` (B, T) int, for training without a cache: a position sees only those of equal number.
         """
-        x = self.embedding(ids)
-        if cache is None:
-            T = ids.shape[1]
-            rotation = self.cos[:T], self.sin[:T]  # (T, E)
-            places = None
-        else:
+        assert cache is None or documents is None
+        places = None  # 0, 1, 2, … in every row
+        if cache is not None:
             places = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)  # (B, T)
-            rotation = self.cos[places][:, None], self.sin[places][:, None]  # (B, 1, T, E)
+        x, rotation = self.position(self.embedding(ids), places)
+        x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, self.attend, None if cache is None else (cache, layer, places))
+            x = block(x, rotation, documents, None if cache is None else (cache, layer, places))
         if cache is not None:
             cache.lengths += ids.shape[1]
         return self.norm(x)
 
-    def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
         """Next-token logits, (B, T) -> (B, T, V)."""
-        return self.head(self.hidden(ids, cache))
-
-
-def rotary_table(length: int, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (length, E) of RoPE (Su et al. 2021), the E/2 frequencies repeated for both halves."""
-    frequencies = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).repeat(1, 2)
-    return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (x[i], x[i + E/2]) by its position's angle."""
-    cos, sin = (table.to(x.dtype) for table in rotation)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+        return self.head(self.hidden(ids, cache, documents))

@@ -8,28 +8,39 @@ import numpy as np
 import pytest
 import torch
 
-from llm import checkpoint, optim
-from llm.compute import Compute
+from llm import checkpoint
+from llm.compute import Compute, ComputeConfig
 from llm.dpo import DPOConfig, Pairs, dpo, sigmoid_loss
 from llm.errors import ConfigError, WordmillError
+from llm.gradients import Batch, backward
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
+from llm.optim.guard import Guard
 from llm.pretrain import PretrainConfig, Record, pretrain
 from llm.scoring import Segment, logprobs, score
+
+pytestmark = pytest.mark.usefixtures("no_peak")
 
 PRETRAIN = PretrainConfig(
     steps=12,
     batch_size=4,
     micro_batch_size=2,
     packing="windows",
+    mask_documents=False,
+    optimizer="adamw",
     lr=1e-2,
+    muon_lr=0.02,
+    schedule="cosine",
     final_lr_share=0.1,
     warmup_steps=2,
+    decay_share=0.25,
     beta1=0.9,
     beta2=0.95,
     weight_decay=0.1,
     grad_clip=1.0,
+    on_nonfinite="stop",
+    max_skips=0,
     seed=1,
     log_every=2,
     eval_every=4,
@@ -62,11 +73,17 @@ class Ramps:
         tokens = (starts[:, None] + np.arange(17)) % 64
         return tokens[:, :-1], tokens[:, 1:]
 
+    def positions(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Two documents in each sequence."""
+        return np.repeat(np.arange(16)[None] // 8, 4, axis=0), np.repeat(np.arange(16)[None] % 8, 4, axis=0)
 
-def start_pretraining(config: ModelConfig, compute: Compute, at: Path) -> tuple[Transformer, Iterator[Record]]:
+
+def start_pretraining(
+    config: ModelConfig, compute: Compute, at: Path, settings: PretrainConfig = PRETRAIN
+) -> tuple[Transformer, Iterator[Record]]:
     model = Transformer(config, 64)
-    model.initialise(PRETRAIN.seed)
-    return model, pretrain(model, Ramps(), PRETRAIN, compute, lambda m: {"loss": 1.0}, lambda m: "text", at)
+    model.initialise(settings.seed)
+    return model, pretrain(model, Ramps(), settings, compute, lambda m: {"loss": 1.0}, lambda m: "text", at)
 
 
 def start_dpo(config: ModelConfig, compute: Compute, at: Path) -> tuple[Transformer, Iterator[Record]]:
@@ -123,20 +140,64 @@ def test_micro_batches_add_up_to_the_batch(tiny_config: ModelConfig, compute: Co
     torch.testing.assert_close(*ends, atol=2e-4, rtol=0)
 
 
-def test_schedule_has_the_stated_corners() -> None:
-    rates = [optim.cosine(step, 100, 10, 1.0, 0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == pytest.approx(1.0)
-    assert rates[99] == pytest.approx(0.1)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
+VARIANTS: dict[str, dict[str, object]] = {
+    "adamw_reference": {"optimizer": "adamw_reference"},
+    "muon": {"optimizer": "muon"},
+    "wsd": {"schedule": "wsd"},
+    "masked": {"mask_documents": True},
+    "dropout": {},
+    "fp16": {},
+}
 
 
-def test_only_matrices_decay(tiny_model: Transformer) -> None:
-    decayed, kept = optim.adamw(tiny_model, 1e-3, (0.9, 0.99), 0.1).param_groups
-    assert decayed["weight_decay"] == 0.1
-    assert kept["weight_decay"] == 0.0
-    assert {w.ndim for w in kept["params"]} == {1}
-    assert len(decayed["params"]) + len(kept["params"]) == len(list(tiny_model.parameters()))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_learns_and_resumes_to_the_same_bytes(
+    tiny_config: ModelConfig, tmp_path: Path, variant: str
+) -> None:
+    settings = replace(PRETRAIN, **VARIANTS[variant])
+    config = replace(tiny_config, dropout=0.1) if variant == "dropout" else tiny_config
+    precision = "fp16" if variant == "fp16" else "fp32"
+    compute = Compute(ComputeConfig(device="cpu", precision=precision, tf32=False, compile=False, threads=1))
+    whole, records = start_pretraining(config, compute, tmp_path / "whole", settings)
+    expected = [(r.step, r.values, r.text) for r in records]
+    losses = [values["loss"] for _, values, _ in expected if "loss" in values]
+    assert losses[-1] < losses[0] - 0.3
+    _, records = start_pretraining(config, compute, tmp_path / "stopped", settings)
+    assert next(record for record in records if record.step == 8)  # two steps after the checkpoint
+    records.close()
+    torch.manual_seed(99)  # the state of torch's own generator must not matter
+    resumed, records = start_pretraining(config, compute, tmp_path / "stopped", settings)
+    again = list(records)
+    assert [r.step for r in again if r.resumed] == [1, 2, 4, 4, 6, 6]
+    assert [(r.step, r.values, r.text) for r in again] == expected
+    assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+def test_fp16_trains_as_fp32_does_and_shows_its_scale(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    ends = []
+    for precision in ("fp32", "fp16"):
+        compute = Compute(ComputeConfig(device="cpu", precision=precision, tf32=False, compile=False, threads=1))
+        _, records = start_pretraining(tiny_config, compute, tmp_path / precision)
+        ends.append([r.values for r in records if "loss" in r.values][-1])
+    assert ends[1]["loss"] == pytest.approx(ends[0]["loss"], abs=0.02)
+    assert ends[1]["grad_norm"] == pytest.approx(ends[0]["grad_norm"], rel=0.05)
+    assert ends[1]["loss_scale"] == 2**16
+    assert "loss_scale" not in ends[0]
+
+
+def test_documents_that_are_masked_do_not_see_each_other(tiny_config: ModelConfig, compute: Compute) -> None:
+    """A sequence of two documents costs what the two cost apart, where places do not matter."""
+    model = Transformer(replace(tiny_config, position="none"), 64)
+    model.initialise(1)
+    x, y = (torch.from_numpy(part) for part in Ramps().batch(0))
+    guard = Guard(compute.device, 0, scaling=False)
+    documents = torch.from_numpy(Ramps().positions(0)[0])
+    masked, _ = backward(model, model.hidden, Batch(0, x, y, documents), 4, 1, compute, guard)
+    halves = Batch(0, torch.cat([x[:, :8], x[:, 8:]]), torch.cat([y[:, :8], y[:, 8:]]))
+    apart, _ = backward(model, model.hidden, halves, 8, 1, compute, guard)
+    together, _ = backward(model, model.hidden, Batch(0, x, y), 4, 1, compute, guard)
+    assert masked.item() == pytest.approx(apart.item(), abs=1e-6)
+    assert abs(masked.item() - together.item()) > 1e-4
 
 
 def test_logprobs_are_those_of_the_whole_softmax(tiny_model: Transformer, compute: Compute) -> None:
@@ -168,6 +229,26 @@ def test_dpo_starts_at_ln_2_and_prefers_the_chosen(tiny_config: ModelConfig, com
     assert held_out[-1]["held_out_loss"] < np.log(2)
 
 
+def test_dpo_in_fp16_learns_as_in_fp32(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
+    half = Compute(ComputeConfig(device="cpu", precision="fp16", tf32=False, compile=False, threads=1))
+    ends = []
+    for name, format in (("fp32", compute), ("fp16", half)):
+        _, records = start_dpo(tiny_config, format, tmp_path / name)
+        ends.append([r.values for r in records if "margin" in r.values][-1])
+    assert ends[1]["grad_norm"] == pytest.approx(ends[0]["grad_norm"], rel=0.05)
+    assert ends[1]["loss"] == pytest.approx(ends[0]["loss"], abs=0.01)
+
+
+def test_dpo_stops_before_a_step_that_is_not_finite(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
+    policy, records = start_dpo(tiny_config, compute, tmp_path)
+    next(records)
+    before = [weight.detach().clone() for weight in policy.parameters()]
+    policy.norm.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(WordmillError, match="step 0: loss or gradient is not finite; lower dpo.lr"):
+        next(records)
+    assert all(torch.equal(one, two) for one, two in zip(policy.parameters(), before, strict=True))
+
+
 def test_dpo_refuses_fewer_pairs_than_a_batch(tiny_model: Transformer, compute: Compute, tmp_path: Path) -> None:
     with pytest.raises(WordmillError, match=r"dpo.batch_size: 4 is more than the 3 training pairs"):
         next(dpo(tiny_model, ascending_pairs(3, 0), ascending_pairs(1, 1), DPO, compute, tmp_path))
@@ -190,6 +271,9 @@ def test_a_checkpoint_from_the_end_of_the_run_needs_no_more_steps(
         ({"steps": 0}, "steps: 0 is not positive"),
         ({"micro_batch_size": 3}, "3 does not divide 4"),
         ({"warmup_steps": 13}, "not between 0 and steps"),
+        ({"decay_share": 0.0}, "decay_share: 0.0 is not above 0"),
+        ({"muon_lr": 0.0}, "muon_lr: 0.0 is not positive"),
+        ({"max_skips": -1}, "max_skips: -1 is negative"),
         ({"beta2": 1.0}, r"not in \[0, 1\)"),
     ],
 )

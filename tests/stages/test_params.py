@@ -18,12 +18,19 @@ model:
   d_model: 256
   d_ff: 512
   block_size: 64
+  attention: fused
+  position: rope
   rope_theta: 1e4
+  norm: rmsnorm
   norm_eps: 1e-5
+  qk_norm: false
+  feed_forward: swiglu
+  bias: false
+  dropout: 0
   tie_head: true
 """
 COMPUTE = """
-compute: {device: cpu, precision: fp32, threads: 2}
+compute: {device: cpu, precision: fp32, tf32: false, compile: false, threads: 2}
 """
 
 

@@ -1,0 +1,40 @@
+"""Learning rates by name: each a function of the step alone, so that a resumed run is on its original schedule.
+
+All rise linearly over the warm-up, and reach their peak `lr` at its last step.
+
+- `cosine`: half a cosine from the peak to `final_share` of it (Loshchilov & Hutter 2017).
+- `wsd`: warm-up, stable, decay. Stays at the peak and falls along a line over the last `decay_share` of all steps (Hu
+  et al. 2024, MiniCPM; Hägele et al. 2024). A longer run shares its beginning with a shorter one.
+- `constant`: stays at the peak.
+"""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int, int, int, float, float, float], float]
+
+
+def cosine(step: int, steps: int, warmup: int, lr: float, final_share: float, decay_share: float = 1.0) -> float:
+    """Learning rate of step `step` (from 0) of `steps`; it decays over all that follows the warm-up."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    return lr * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def wsd(step: int, steps: int, warmup: int, lr: float, final_share: float, decay_share: float) -> float:
+    """Learning rate of step `step` (from 0) of `steps`: at `lr * final_share` in the last one."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    decaying = min(round(decay_share * steps), steps - warmup)
+    if step < steps - decaying:
+        return lr
+    return lr * (1 - (1 - final_share) * (step + 1 - (steps - decaying)) / decaying)
+
+
+def constant(step: int, steps: int, warmup: int, lr: float, final_share: float, decay_share: float = 0.0) -> float:
+    """Learning rate of step `step` (from 0): the peak, once it is reached; the shares are not used."""
+    return lr * (step + 1) / warmup if step < warmup else lr
+
+
+SCHEDULES: dict[str, Schedule] = {"cosine": cosine, "wsd": wsd, "constant": constant}

@@ -1,0 +1,72 @@
+"""What a training stage shows: a line for each record in a log, a bar on a terminal."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.pretrain import Record
+from stages.records import Teller
+from stages.stage import Stage
+
+RECORDS = [
+    Record(10, {"loss": 2.5, "lr": 0.001}, {"tokens_per_second": 12345.6, "fraction_of_peak": 0.213}, resumed=True),
+    Record(20, {"loss": 1.5, "lr": 0.001}, {"tokens_per_second": 12345.6, "fraction_of_peak": 0.213}),
+    Record(20, {"val_loss": 1.75}),
+    Record(20, text="Once."),
+]
+
+
+class Tracker:
+    def __init__(self) -> None:
+        self.told: list[tuple[int, dict[str, float]]] = []
+        self.artifact = self.dataset = self.tags = None
+
+    def metrics(self, figures: dict[str, float], step: int) -> None:
+        self.told.append((step, figures))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def tell_all() -> list[tuple[int, dict[str, float]]]:
+    tracker: Any = Tracker()
+    with Teller(Stage("pretrain", Path(), tracker), 40) as tell:
+        for record in RECORDS:
+            tell(record)
+    return tracker.told
+
+
+def test_a_log_gets_a_line_for_each_record(capsys: pytest.CaptureFixture[str]) -> None:
+    told = tell_all()
+    assert [step for step, _ in told] == [10, 20, 20, 20]
+    assert told[1][1] == {"loss": 1.5, "lr": 0.001, "tokens_per_second": 12345.6, "fraction_of_peak": 0.213}
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "step 10/40  loss 2.5  lr 0.001  tokens_per_second 1.235e+04  fraction_of_peak 0.213",
+        "step 20/40  loss 1.5  lr 0.001  tokens_per_second 1.235e+04  fraction_of_peak 0.213",
+        "step 20/40  val_loss 1.75",
+        "step 20/40  sample:",
+        "Once.",
+        "",
+    ]
+    assert err == ""
+
+
+def test_a_terminal_gets_a_bar_with_the_figures_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    tell_all()
+    shown = err.getvalue()
+    assert out.getvalue() == ""
+    assert "pretrain:  50%" in shown
+    assert "20.0/40.0" in shown
+    assert "loss 1.500, 12,346 tokens/s, 21% of peak" in shown
+    assert "step 20/40  val_loss 1.75\n" in shown
+    assert "step 20/40  sample:\nOnce.\n" in shown
+    assert "step 20/40  loss" not in shown

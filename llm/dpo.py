@@ -25,23 +25,24 @@ from llm.model.transformer import Transformer
 from llm.optim.adamw import adamw
 from llm.optim.guard import Guard
 from llm.optim.schedules import cosine
-from llm.preferences import PairTexts
+from llm.pair_scoring import Scope, ScopeName
 from llm.pretrain import Record, restore, saved_tensors
-from llm.scoring import Segment, logprobs, score
-from llm.tokenizer.tokenizer import Tokenizer
+
+TEXTS_AT_ONCE = 32  # scored without gradients
 
 
 @dataclass(frozen=True)
 class DPOConfig:
     """Raises ConfigError."""
 
+    scope: ScopeName  # score the whole answers, or only the token in which they part (`llm.pair_scoring`)
     beta: float  # how dear it is to leave the reference
     sft_weight: float  # of the chosen answers' own loss, nats per token; 0 is plain DPO
     lr: float  # peak learning rate
     final_lr_share: float
     warmup_steps: int
     epochs: int
-    batch_size: int  # pairs a step
+    batch_size: int  # texts a step: pairs, or in the scope `fork` all the pairs that share a text
     weight_decay: float
     grad_clip: float
     seed: int  # of the order of the pairs
@@ -60,68 +61,49 @@ class DPOConfig:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Preference pairs as tokens: `chosen[i]` and `rejected[i]` begin with the same prompt."""
-
-    chosen: list[Segment]
-    rejected: list[Segment]
-    cut: int  # pairs of which something was cut to fit the context
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-
-def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pairs:
-    """Tokens of each prompt and answer: <end of text> prompt answer, and <end of text> again where answers are whole.
-
-    What does not fit into block_size + 1 tokens is cut: answers on the right to half of that at most, then the prompt
-    on the left, the same for both answers.
-    """
-    sides: tuple[list[Segment], list[Segment]] = ([], [])
-    cut = 0
-    end = tokenizer.end_of_text
-    for prompt, chosen, rejected, whole in zip(texts.prompt, texts.chosen, texts.rejected, texts.whole, strict=True):
-        start = [end, *tokenizer.encode(prompt)]
-        tokens = [tokenizer.encode(answer) + [end] * whole for answer in (chosen, rejected)]
-        room = block_size + 1
-        if len(start) + max(map(len, tokens)) > room:
-            cut += 1
-            longest = max(room // 2, room - len(start))
-            tokens = [answer[:longest] for answer in tokens]
-            start = start[-(room - max(map(len, tokens))) :]
-        for side, answer in zip(sides, tokens, strict=True):
-            side.append(Segment(np.array([*start, *answer], dtype=np.int64), len(start)))
-    return Pairs(*sides, cut=cut)
-
-
 def sigmoid_loss(margins: Tensor) -> Tensor:
     """Mean of -log σ(reward_chosen - reward_rejected) over the pairs (B,)."""
     return -F.logsigmoid(margins).mean()
 
 
-def reference_logprobs(model: Transformer, pairs: Pairs, compute: Compute, cache: Path) -> np.ndarray:
-    """Log-probabilities (2, pairs) under the frozen reference, chosen and rejected; read from `cache` if there."""
+@torch.no_grad()
+def reference_logprobs(model: Transformer, scope: Scope, compute: Compute, cache: Path) -> np.ndarray:
+    """Log-probabilities (2, pairs in the order of `scope`) under the frozen reference; read from `cache` if there."""
     found = checkpoint.latest(cache)
     if found is None:
-        both = np.stack([score(model, side, compute) for side in (pairs.chosen, pairs.rejected)])
+        both = _score(model, scope, compute)
         checkpoint.write(cache, 0, {"logprobs": torch.from_numpy(both)}, {})
         return both
     return found[1]["logprobs"].numpy()
 
 
+@torch.no_grad()
+def _score(model: Transformer, scope: Scope, compute: Compute) -> np.ndarray:
+    parts = []
+    for start in range(0, len(scope), TEXTS_AT_ONCE):
+        texts = range(start, min(start + TEXTS_AT_ONCE, len(scope)))
+        parts.append(scope.logprobs(model, texts, compute, sft=False)[0].cpu().numpy())
+    return np.concatenate(parts, axis=1)
+
+
 def dpo(
-    policy: Transformer, train: Pairs, held_out: Pairs, config: DPOConfig, compute: Compute, checkpoints: Path
+    policy: Transformer, train: Scope, held_out: Scope, config: DPOConfig, compute: Compute, checkpoints: Path
 ) -> Iterator[Record]:
-    """Tune `policy`, which comes in as the base model, in place; resume from `checkpoints` if there is one."""
+    """Tune `policy`, which comes in as the base model, in place; resume from `checkpoints` if there is one.
+
+    `train` and `held_out` are pairs in the configured scope (`llm.pair_scoring.SCOPES`). Raises WordmillError.
+    """
     if len(train) < config.batch_size:
         raise WordmillError(
-            f"dpo.batch_size: {config.batch_size} is more than the {len(train)} training pairs; "
+            f"dpo.batch_size: {config.batch_size} is more than the {len(train)} training texts; "
             "lower it or raise preferences.pairs"
         )
+    if not len(held_out):
+        raise WordmillError("dpo: no held-out pair is left; raise preferences.held_out_share or preferences.pairs")
     policy.to(compute.device).eval()
     reference = torch.from_numpy(reference_logprobs(policy, train, compute, checkpoints / "reference-train"))
     held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
+    begins = np.cumsum([0, *map(len, train.pairs)])  # where each text's pairs stand in `reference`
     policy.train()
     optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
     guard = Guard(compute.device, allowed=0, scaling=compute.scales_loss)
@@ -139,15 +121,15 @@ def dpo(
         for group in optimizer.param_groups:
             group["lr"] = lr
         order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
-        rows = order[step % per_epoch * config.batch_size :][: config.batch_size]
+        rows = order[step % per_epoch * config.batch_size :][: config.batch_size].tolist()
 
-        both = [train.chosen[i] for i in rows] + [train.rejected[i] for i in rows]
-        policy_logprobs = logprobs(policy, both, compute).view(2, -1)
-        rewards = config.beta * (policy_logprobs - reference[:, rows].float().to(compute.device))
+        policy_logprobs, sft_loss = train.logprobs(policy, rows, compute, sft=config.sft_weight > 0)
+        before = reference[:, np.concatenate([np.arange(begins[i], begins[i + 1]) for i in rows])]
+        rewards = config.beta * (policy_logprobs - before.to(compute.device))
         margins = rewards[0] - rewards[1]
-        chosen_tokens = sum(len(train.chosen[i].tokens) - train.chosen[i].first for i in rows)
-        sft_loss = -policy_logprobs[0].sum() / chosen_tokens
-        loss = sigmoid_loss(margins) + config.sft_weight * sft_loss
+        loss = sigmoid_loss(margins)
+        if sft_loss is not None:
+            loss = loss + config.sft_weight * sft_loss
         guard.scaled(loss).backward()
         guard.unscale(policy)
         grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
@@ -168,7 +150,7 @@ def dpo(
         if logging:
             values = {
                 "loss": loss.item(),
-                "sft_loss": sft_loss.item(),
+                **({} if sft_loss is None else {"sft_loss": sft_loss.item()}),
                 "lr": lr,
                 "grad_norm": grad_norm.item(),
                 "reward_chosen": rewards[0].mean().item(),
@@ -191,10 +173,10 @@ def dpo(
 
 
 def _held_out(
-    policy: Transformer, pairs: Pairs, reference: np.ndarray, beta: float, compute: Compute
+    policy: Transformer, scope: Scope, reference: np.ndarray, beta: float, compute: Compute
 ) -> dict[str, float]:
     """Loss, margin and accuracy on pairs that are not trained on."""
-    now = np.stack([score(policy, side, compute) for side in (pairs.chosen, pairs.rejected)])
+    now = _score(policy, scope, compute)
     rewards = beta * (now - reference)
     margins = rewards[0] - rewards[1]
     return {

@@ -2,13 +2,13 @@
 
 Sources, by name:
 - `stories`: pairs of the embedded corpus. The chosen answer goes on truly, the rejected one breaks the story's world;
-  both facts are known exactly.
+  both facts are known exactly. A story gives several pairs, one after the other, each with a mistake elsewhere.
 - `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
   answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
 - `files`: JSONL with the keys prompt, chosen and rejected.
 
 Pairs with an empty part, with equal answers, or seen before are dropped and counted. A pair is held out by a hash of
-its prompt, so that one prompt is never on both sides; pairs made of the corpus are held out with the corpus's split.
+its prompt, or of its whole story, so that neither is ever on both sides; pairs made of the corpus are held out with the corpus's split.
 """
 
 import hashlib
@@ -17,13 +17,14 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm.corpus.stories import pair as story_pair
+from llm.corpus.stories import pairs as story_pairs
 from llm.errors import ConfigError, WordmillError
 
 HELD_OUT = "test"
@@ -38,6 +39,7 @@ class PreferencesConfig:
 
     source: Literal["stories", "corpus", "files"]
     pairs: int  # to make (stories, corpus) or to read at most (files)
+    pairs_per_story: int  # stories: so many different mistakes in one story at most
     held_out_share: float  # of the pairs, kept from training
     paths: tuple[str, ...]  # files: JSONL files
     prompt_characters: int  # corpus: length of a prompt, about
@@ -45,7 +47,7 @@ class PreferencesConfig:
     seed: int  # stories, corpus
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "prompt_characters", "answer_characters"):
+        for name in ("pairs", "pairs_per_story", "prompt_characters", "answer_characters"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
         if not 0 < self.held_out_share < 1:
@@ -80,11 +82,7 @@ def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[st
     Raises WordmillError for files that do not hold pairs and for a corpus too small to make them of.
     """
     if config.source == "stories":
-        for index in range(config.pairs):
-            made = story_pair(config.seed, index)
-            split = hashed_split(made.prompt, config.held_out_share)
-            answers = first_sentence(made.chosen), first_sentence(made.rejected)  # the fault is in the first one
-            yield Pair(made.prompt, *answers, made.kind, split, whole=False)
+        yield from islice(_from_stories(config), config.pairs)
     elif config.source == "corpus":
         test_pairs = max(1, round(config.pairs * config.held_out_share))
         yield from _passages(config, list(train), config.pairs - test_pairs, "train")
@@ -148,7 +146,15 @@ def hashed_split(prompt: str, share: float) -> str:
     return HELD_OUT if number < share * 2**64 else "train"
 
 
-def _passages(config: PreferencesConfig, texts: list[str], count: int, split: str) -> Iterator[Pair]:
+def _from_stories(config: PreferencesConfig) -> Iterator[Pair]:
+    for index in count():
+        for made in story_pairs(config.seed, index, config.pairs_per_story):
+            split = hashed_split(made.prompt + made.chosen, config.held_out_share)  # the whole story: it has one side
+            answers = first_sentence(made.chosen), first_sentence(made.rejected)  # the fault is in the first one
+            yield Pair(made.prompt, *answers, made.kind, split, whole=False)
+
+
+def _passages(config: PreferencesConfig, texts: list[str], wanted: int, split: str) -> Iterator[Pair]:
     length = config.prompt_characters + config.answer_characters
     texts = [text for text in texts if len(text) >= length]
     if sum(len(text) for text in texts) < 2 * length:
@@ -164,7 +170,7 @@ def _passages(config: PreferencesConfig, texts: list[str], count: int, split: st
         start = random_source.randrange(len(texts[number]) - characters + 1)
         return number, _next_word(texts[number], start)
 
-    for _ in range(count):
+    for _ in range(wanted):
         number, start = passage(length)
         other, elsewhere = passage(config.answer_characters)
         while other == number and abs(elsewhere - start) < 2 * length and sum(sizes) > 6 * length:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm.compute import Compute, ComputeConfig
-from llm.dpo import DPOConfig, Pairs, dpo, encode_pairs
+from llm.dpo import DPOConfig, dpo
 from llm.model import folder
+from llm.pair_scoring import SCOPES, Scope, encode_pairs
 from llm.preferences import read_pairs
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.records import Teller, summary, write_curve
@@ -30,11 +31,15 @@ def run(params: Params, stage: Stage) -> None:
     tokenizer = Tokenizer.load(BASE)
     policy = folder.load(BASE)
 
-    def encoded(split: str) -> Pairs:
+    def encoded(split: str) -> Scope:
         texts = read_pairs(Path("data/preferences/pairs.parquet"), split)
-        pairs = encode_pairs(tokenizer, texts, policy.config.block_size)
-        print(f"{len(pairs)} {split} pairs, {pairs.cut} of them cut to the context", flush=True)
-        return pairs
+        scope = SCOPES[config.scope](encode_pairs(tokenizer, texts, policy.config.block_size))
+        print(
+            f"{split}: {sum(map(len, scope.pairs))} pairs in {len(scope)} texts, {scope.cut} cut to the context, "
+            f"{scope.dropped} dropped because one answer is the beginning of the other",
+            flush=True,
+        )
+        return scope
 
     train, held_out = encoded("train"), encoded("test")
     steps = len(train) // config.batch_size * config.epochs
@@ -45,7 +50,13 @@ def run(params: Params, stage: Stage) -> None:
             tell(record)
     folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)
     write_curve(records, Path("reports/dpo/curve.csv"))
-    summary(records, Path("reports/dpo.json"), {"train_pairs": len(train), "pairs_cut": train.cut + held_out.cut})
+    extra = {
+        "train_pairs": sum(map(len, train.pairs)),
+        "train_texts": len(train),
+        "pairs_cut": train.cut + held_out.cut,
+        "pairs_dropped": train.dropped + held_out.dropped,
+    }
+    summary(records, Path("reports/dpo.json"), extra)
 
 
 if __name__ == "__main__":

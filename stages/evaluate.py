@@ -15,7 +15,7 @@ import numpy as np
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import manifest, sample
 from llm.corpus.stories import bits, judge
-from llm.dpo import encode_pairs
+from llm.pair_scoring import encode_pairs
 from llm.evaluate import EvaluateConfig, interval, score_documents, share_interval
 from llm.generate import Sampling, generate
 from llm.model import folder

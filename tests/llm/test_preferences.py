@@ -14,6 +14,7 @@ from llm.preferences import Pair, PreferencesConfig, cleaned, hashed_split, pair
 CONFIG = PreferencesConfig(
     source="stories",
     pairs=200,
+    pairs_per_story=3,
     held_out_share=0.1,
     paths=(),
     prompt_characters=60,
@@ -32,6 +33,7 @@ def untouched() -> Iterator[str]:
     ("change", "field"),
     [
         ({"pairs": 0}, "pairs"),
+        ({"pairs_per_story": 0}, "pairs_per_story"),
         ({"held_out_share": 0.0}, "held_out_share"),
         ({"held_out_share": 1.0}, "held_out_share"),
         ({"prompt_characters": 0}, "prompt_characters"),

@@ -10,13 +10,14 @@ import torch
 
 from llm import checkpoint
 from llm.compute import Compute, ComputeConfig
-from llm.dpo import DPOConfig, Pairs, dpo, sigmoid_loss
+from llm.dpo import DPOConfig, dpo, sigmoid_loss
 from llm.errors import ConfigError, WordmillError
 from llm.gradients import Batch, backward
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
+from llm.pair_scoring import Pairs, WholeAnswers
 from llm.pretrain import PretrainConfig, Record, pretrain
 from llm.scoring import Segment, logprobs, score
 
@@ -49,6 +50,7 @@ PRETRAIN = PretrainConfig(
     checkpoint_every=3,
 )
 DPO = DPOConfig(
+    scope="answers",
     beta=0.1,
     sft_weight=0.0,
     lr=1e-3,
@@ -89,7 +91,9 @@ def start_pretraining(
 def start_dpo(config: ModelConfig, compute: Compute, at: Path) -> tuple[Transformer, Iterator[Record]]:
     policy = Transformer(config, 64)
     policy.initialise(2)
-    return policy, dpo(policy, ascending_pairs(12, 0), ascending_pairs(6, 1), DPO, compute, at)
+    return policy, dpo(
+        policy, WholeAnswers(ascending_pairs(12, 0)), WholeAnswers(ascending_pairs(6, 1)), DPO, compute, at
+    )
 
 
 def ascending_pairs(count: int, seed: int) -> Pairs:
@@ -250,8 +254,17 @@ def test_dpo_stops_before_a_step_that_is_not_finite(tiny_config: ModelConfig, co
 
 
 def test_dpo_refuses_fewer_pairs_than_a_batch(tiny_model: Transformer, compute: Compute, tmp_path: Path) -> None:
-    with pytest.raises(WordmillError, match=r"dpo.batch_size: 4 is more than the 3 training pairs"):
-        next(dpo(tiny_model, ascending_pairs(3, 0), ascending_pairs(1, 1), DPO, compute, tmp_path))
+    with pytest.raises(WordmillError, match=r"dpo.batch_size: 4 is more than the 3 training texts"):
+        next(
+            dpo(
+                tiny_model,
+                WholeAnswers(ascending_pairs(3, 0)),
+                WholeAnswers(ascending_pairs(1, 1)),
+                DPO,
+                compute,
+                tmp_path,
+            )
+        )
 
 
 def test_a_checkpoint_from_the_end_of_the_run_needs_no_more_steps(

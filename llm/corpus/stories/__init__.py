@@ -4,13 +4,13 @@
     bits(text)           its exact -log2 probability: the loss that no model can beat, on average
     parse(text)          the decisions that made it, found again from the text alone
     judge(text)          whether a text makes sense to its end, and if not, where it stops and why
-    pair(seed, index)    a true continuation and one that breaks the story's world
+    pairs(seed, index, at_most)   true continuations and ones that break the story's world
 
 The words are in `words.py`, the plots in `plots.py`; `teller.py` explains how one program tells, reads and judges.
 """
 
 from llm.corpus.stories.judge import Verdict, judge
-from llm.corpus.stories.pairs import Pair, pair
+from llm.corpus.stories.pairs import Pair, pairs
 from llm.corpus.stories.source import Derivation, NotAStory, bits, parse, retell, story, tell
 from llm.corpus.stories.teller import Pick
 from llm.corpus.stories.world import KINDS
@@ -24,7 +24,7 @@ __all__ = [
     "Verdict",
     "bits",
     "judge",
-    "pair",
+    "pairs",
     "parse",
     "retell",
     "story",

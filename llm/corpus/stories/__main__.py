@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llm.corpus.stories import Pick, bits, judge, pair, story, tell
+from llm.corpus.stories import Pick, bits, judge, pairs, story, tell
 from llm.corpus.stories.plots import PLOTS
 
 WORD = re.compile(r"[a-z]+")
@@ -88,7 +88,7 @@ def main() -> None:
         return
     for index in range(args.count):
         if args.pairs:
-            prompt, chosen, rejected, kind = pair(args.seed, index)
+            ((prompt, chosen, rejected, kind),) = pairs(args.seed, index, at_most=1)
             verdict = judge(prompt + rejected)
             print(f"--- pair {index}: {kind}: {verdict.reason}\n{_wrapped(prompt)}")
             print(f"\n  chosen:  {chosen[:200].strip()!r}\n  rejected: {rejected[:200].strip()!r}\n")

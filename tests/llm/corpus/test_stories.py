@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from llm.corpus.stories import KINDS, NotAStory, bits, judge, pair, parse, retell, story, tell
+from llm.corpus.stories import KINDS, NotAStory, bits, judge, pairs, parse, retell, story, tell
 from llm.corpus.stories.__main__ import main
 
 # Of the first hundred stories of seed 1. A change here changes every corpus, model and figure made from the stories.
@@ -180,8 +180,8 @@ def test_pairs_are_true_stories_against_broken_ones():
     kinds = Counter()
     corpus = {story(5, index) for index in range(600)}
     for index in range(600):
-        one = pair(5, index)
-        assert one == pair(5, index)
+        (one,) = pairs(5, index, at_most=1)
+        assert [one] == pairs(5, index, at_most=1)
         whole = one.prompt + one.chosen
         assert judge(whole).sensible
         assert whole not in corpus
@@ -196,6 +196,16 @@ def test_pairs_are_true_stories_against_broken_ones():
         assert not re.search(r'[.!?]"?\s+["A-Z]\w', rest.lstrip()), rest
         kinds[one.kind] += 1
     assert set(kinds) == set(KINDS)
+
+
+def test_a_story_gives_pairs_with_mistakes_in_different_places():
+    for index in range(40):
+        made = pairs(5, index, at_most=12)
+        assert len(made) > 8
+        places = [judge(one.prompt + one.rejected).position for one in made]
+        assert places == sorted(set(places))
+        assert len({one.prompt + one.chosen for one in made}) == 1
+        assert len({one.kind for one in made}) > 4
 
 
 def test_the_command_prints_stories_and_pairs(capsys, monkeypatch):

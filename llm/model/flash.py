@@ -54,7 +54,7 @@ _SINGLE = {  # fp32, by head width: no tensor cores, so every number of a tile i
     64: Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 2), Tile(32, 32, 8, 2)),
     128: Tiles(Tile(32, 16, 8, 2), Tile(32, 16, 8, 2), Tile(16, 32, 8, 2)),
 }
-_HALF = {  # bf16 and fp16, by head width and whether a block may have 160 KiB of shared memory, or only 99
+_HALF = {  # bf16 and fp16, by head width and whether a multiprocessor has 164 KiB of shared memory or more, or 100
     (64, True): Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
     (64, False): Tiles(Tile(128, 64, 4, 3), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
     (128, True): Tiles(Tile(128, 64, 8, 2), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
@@ -68,12 +68,14 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> T
     K divides H, E is at most 128, all are bf16, fp16 or fp32. `documents` (B, T), int: a position sees only positions
     of an equal value. Raises WordmillError without a GPU (or the interpreter), without triton, and for wider heads.
     """
+    if torch.is_autocast_enabled(q.device.type):  # as torch's own attention does: norms and positions may give fp32
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
     if q.shape[3] > WIDEST_HEAD:
         raise WordmillError(
-            f"attention flash: heads are {q.shape[3]} wide and may be {WIDEST_HEAD}; use more heads or attention fused"
+            f"model.attention: flash takes heads up to {WIDEST_HEAD} wide, not {q.shape[3]}; use more heads or fused"
         )
     if q.dtype not in _DTYPES:
-        raise WordmillError(f"attention flash knows bf16, fp16 and fp32, not {q.dtype}; use attention fused")
+        raise WordmillError(f"model.attention: flash takes bf16, fp16 and fp32, not {q.dtype}; use fused")
     if not q.dtype == k.dtype == v.dtype:
         raise ValueError(f"q, k and v differ in type: {q.dtype}, {k.dtype}, {v.dtype}")
     if k.shape != v.shape or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3] or q.shape[1] % k.shape[1]:
@@ -82,16 +84,17 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> T
         if documents.shape != (q.shape[0], q.shape[2]):
             raise ValueError(f"documents {tuple(documents.shape)} do not fit q {tuple(q.shape)}")
         documents = documents.to(device=q.device, dtype=torch.int32).contiguous()
-    if _interpreted() and q.dtype == torch.bfloat16:
-        return flash(q.float(), k.float(), v.float(), documents).to(q.dtype)
+    dtype = q.dtype
+    if _interpreted() and dtype == torch.bfloat16:
+        q, k, v = q.float(), k.float(), v.float()
     out: Tensor = _forward(q, k, v, documents)[0]
-    return out
+    return out.to(dtype)
 
 
 def tiles(d_head: int, dtype: torch.dtype, shared_memory: int) -> Tiles:
-    """The tile sizes for a head width, a type, and the bytes of shared memory that a block may have."""
+    """The tile sizes for a head width, a type, and the bytes of shared memory in a multiprocessor."""
     width = 64 if d_head <= 64 else 128
-    return _SINGLE[width] if dtype == torch.float32 else _HALF[width, shared_memory >= 160 * 1024]
+    return _SINGLE[width] if dtype == torch.float32 else _HALF[width, shared_memory >= 164 * 1024]
 
 
 @torch.library.custom_op("wordmill::flash_forward", mutates_args=())
@@ -116,7 +119,7 @@ def _backward(
     work = (q, k, v, documents, out, lse, dout, dq, delta)
     _launch(kernels.backward_queries, tile.queries, q.shape[1], tile.queries.rows, work, (q, k, v, out, dout, dq))
     work = (q, k, v, documents, lse, dout, delta, dk, dv)
-    _launch(kernels.backward_keys, tile.keys, k.shape[1], tile.keys.columns, work, (q, k, v, dout, dk))
+    _launch(kernels.backward_keys, tile.keys, k.shape[1], tile.keys.columns, work, (q, k, v, dout, dk, dv))
     return dq, dk, dv
 
 
@@ -147,20 +150,25 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 def _ready(q: Tensor) -> tuple[ModuleType, Tiles]:
     """The kernels and the tiles for q's device, or the reason why not."""
     if find_spec("triton") is None:
-        raise WordmillError("attention flash needs the package triton (Linux; pip install triton); or use fused")
+        raise WordmillError(
+            "model.attention: flash needs the package triton (pip install triton, on Linux); or use fused"
+        )
     from llm.model import flash_kernels  # only here: triton is not on every machine, and takes a second to import
 
     if _interpreted():
         return flash_kernels, _INTERPRETED
     if q.device.type != "cuda":
         raise WordmillError(
-            f"attention flash needs a CUDA device and is asked to run on {q.device.type}: use attention fused, or try "
-            "it slowly with TRITON_INTERPRET=1 in the environment"
+            f"model.attention: flash needs a CUDA GPU and is to run on {q.device.type}; use fused, or try it slowly "
+            "with TRITON_INTERPRET=1 in the environment"
         )
     device = torch.cuda.get_device_properties(q.device)
     if device.major < 8:
-        raise WordmillError(f"attention flash needs compute capability 8.0, {device.name} is older; use attention fused")
-    return flash_kernels, tiles(q.shape[3], q.dtype, device.shared_memory_per_block_optin)
+        raise WordmillError(
+            f"model.attention: flash needs a GPU of compute capability 8.0, {device.name} has {device.major}."
+            f"{device.minor}; use fused"
+        )
+    return flash_kernels, tiles(q.shape[3], q.dtype, device.shared_memory_per_multiprocessor)
 
 
 def _interpreted() -> bool:
@@ -171,8 +179,7 @@ def _launch(
     kernel: Any, tile: Tile, heads: int, length: int, work: tuple[Tensor | None, ...], strided: tuple[Tensor, ...]
 ) -> None:
     """One program for every `length` positions of each of `heads` in each row of the batch."""
-    q, k = work[0], work[1]
-    assert q is not None and k is not None
+    q, k = strided[:2]
     B, H, T, E = q.shape
     with torch.cuda.device(q.device) if q.device.type == "cuda" else nullcontext():
         kernel[(B * heads * -(-T // length),)](

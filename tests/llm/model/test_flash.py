@@ -31,7 +31,7 @@ except ImportError:
 needs_triton = pytest.mark.skipif(triton is None, reason="needs triton, which is not installed")
 runs_kernels = pytest.mark.skipif(
     triton is None or (DEVICE == "cpu" and not INTERPRETED),
-    reason="needs a GPU; test_everything_in_the_interpreter runs it without",
+    reason="needs a GPU and triton; without a GPU test_everything_in_the_interpreter runs it",
 )
 
 
@@ -92,7 +92,7 @@ def test_outputs_and_gradients_equal_the_reference(B: int, H: int, K: int, T: in
 
 
 @runs_kernels
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_shapes_and_documents(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 
@@ -143,11 +143,20 @@ def test_nothing_outside_is_read_and_any_strides_will_do() -> None:
 @runs_kernels
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_errs_no_more_than_the_reference(dtype: torch.dtype) -> None:
-    inputs = draw(2, 1, 4, 2, 70, 32, dtype)
+    inputs = draw(2, 1, 2, 1, 45, 32, dtype)
     exact = results(reference, *(x.double() for x in inputs))
     for ours, theirs, truth in zip(results(flash, *inputs), results(reference, *inputs), exact, strict=True):
         assert ours.dtype == dtype
         assert (ours - truth).abs().max() <= 1.5 * (theirs - truth).abs().max()
+
+
+@runs_kernels
+def test_autocast_casts() -> None:
+    q, k, v, _ = draw(7, 1, 2, 1, 20, 16)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        out = flash(q, k, v.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, flash(q.bfloat16(), k.bfloat16(), v.bfloat16()))
 
 
 @runs_kernels
@@ -173,7 +182,7 @@ def test_an_empty_batch_stays_empty() -> None:
 @runs_kernels
 def test_compiles_into_one_graph() -> None:
     inputs = draw(6, 1, 2, 1, 17, 16)
-    documents = torch.zeros(1, 33, dtype=torch.int32, device=DEVICE)
+    documents = torch.zeros(1, 17, dtype=torch.int32, device=DEVICE)
     compiled = torch.compile(flash, backend="aot_eager", fullgraph=True)
     assert_equal(results(compiled, *inputs, documents), results(flash, *inputs, documents), 0)
     arguments = (*(x.requires_grad_() for x in inputs[:3]), documents)
@@ -184,7 +193,7 @@ def test_compiles_into_one_graph() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 @pytest.mark.parametrize(
     ("capability", "kibibytes", "dtype", "d_head", "documents"),
-    [(90, 227, torch.bfloat16, 128, True), (86, 99, torch.bfloat16, 64, False), (80, 163, torch.float32, 16, True)],
+    [(90, 228, torch.bfloat16, 128, True), (86, 100, torch.bfloat16, 64, False), (80, 164, torch.float32, 16, True)],
 )
 def test_kernels_compile_for_gpus(
     capability: int,
@@ -195,7 +204,7 @@ def test_kernels_compile_for_gpus(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Triton brings its own assembler, so what its compiler refuses shows without a GPU, and so does too large a tile."""
+    """Triton brings its own assembler: what its compiler refuses, and too large a tile, show without a GPU."""
     from llm.model import flash_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -207,7 +216,9 @@ def test_kernels_compile_for_gpus(
         types = {"documents": "*i32", "lse": "*fp32", "delta": "*fp32", "scale": "fp32", "T": "i32"}
         values = "*fp32" if dtype == torch.float32 else "*bf16"
         signature = {
-            argument: "constexpr" if argument in constants else types.get(argument, "i32" if "_" in argument else values)
+            argument: "constexpr"
+            if argument in constants
+            else types.get(argument, "i32" if "_" in argument else values)
             for argument in kernel.arg_names
         }
         aligned = {  # pointers and strides are multiples of 16 in a real model
@@ -221,13 +232,13 @@ def test_kernels_compile_for_gpus(
             options={"num_warps": tile.warps, "num_stages": tile.stages},
         )
         assert compiled.asm["cubin"], name
-        assert compiled.metadata.shared <= kibibytes * 1024, name
+        assert compiled.metadata.shared <= (kibibytes - 1) * 1024, name  # one is the system's
 
 
 @needs_triton
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter runs on a CPU")
 def test_without_a_gpu_the_error_says_what_to_do() -> None:
-    with pytest.raises(WordmillError, match=r"needs a CUDA device.*use attention fused.*TRITON_INTERPRET=1"):
+    with pytest.raises(WordmillError, match=r"needs a CUDA GPU.*use fused.*TRITON_INTERPRET=1"):
         flash(*(torch.zeros(1, 1, 4, 8) for _ in "qkv"))
 
 
@@ -240,8 +251,8 @@ def test_without_triton_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("shapes", "dtype", "error", "message"),
     [
-        ([(1, 2, 4, 256)] * 3, torch.float32, WordmillError, "heads are 256 wide and may be 128"),
-        ([(1, 2, 4, 8)] * 3, torch.float64, WordmillError, "knows bf16, fp16 and fp32"),
+        ([(1, 2, 4, 256)] * 3, torch.float32, WordmillError, "heads up to 128 wide, not 256"),
+        ([(1, 2, 4, 8)] * 3, torch.float64, WordmillError, "takes bf16, fp16 and fp32"),
         ([(1, 3, 4, 8), (1, 2, 4, 8), (1, 2, 4, 8)], torch.float32, ValueError, "shapes do not fit"),
         ([(1, 2, 4, 8), (1, 2, 5, 8), (1, 2, 5, 8)], torch.float32, ValueError, "shapes do not fit"),
     ],

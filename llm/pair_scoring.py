@@ -47,8 +47,9 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
 
     Prompt and answer are encoded as one text, as the model knows it; a token that reaches from one into the other
     counts as answer. An answer that is not whole loses its last token: in the text that goes on, a full stop may be one
-    token with the line end behind it, and learning it alone would unlearn paragraphs. What does not fit into block_size + 1 tokens is cut: answers on the right to half of that at
-    most, then the prompt on the left, the same for both answers.
+    token with the line end behind it, and learning it alone would unlearn paragraphs. What does not fit into
+    block_size + 1 tokens is cut: answers on the right to half of that at most, then the prompt on the left, the same
+    for both answers.
     """
     sides: tuple[list[Segment], list[Segment]] = ([], [])
     cut = 0

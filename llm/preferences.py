@@ -8,7 +8,8 @@ Sources, by name:
 - `files`: JSONL with the keys prompt, chosen and rejected.
 
 Pairs with an empty part, with equal answers, or seen before are dropped and counted. A pair is held out by a hash of
-its prompt, or of its whole story, so that neither is ever on both sides; pairs made of the corpus are held out with the corpus's split.
+its prompt, or of its whole story, so that neither is ever on both sides; pairs made of the corpus are held out with the
+corpus's split.
 """
 
 import hashlib

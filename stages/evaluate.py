@@ -15,11 +15,11 @@ import numpy as np
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import manifest, sample
 from llm.corpus.stories import bits, judge
-from llm.pair_scoring import encode_pairs
 from llm.evaluate import EvaluateConfig, interval, score_documents, share_interval
 from llm.generate import Sampling, generate
 from llm.model import folder
 from llm.model.transformer import Transformer
+from llm.pair_scoring import encode_pairs
 from llm.preferences import read_pairs
 from llm.scoring import score
 from llm.tokenizer.tokenizer import Tokenizer

@@ -71,7 +71,8 @@ $moral
     "crossing": """
 Far away, by {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}, {A.his} {kin=kin}, {A.his} {@kin}, {A.his} {trait} {@kin}
 wished for {food=wish}, {@wish}, {tasty} {@wish}.
-$When {A} put it and {count=count}, {@count}, {@count} {s:trifle=fee}, {@count} {look} {s:@fee} into {a:look} {container}, and {moved} $way.
+$When {A} put it and {count=count}, {@count}, {@count} {s:trifle=fee}, {@count} {look} {s:@fee}
+into {a:look} {container}, and {moved} $way.
 But {a:scenic} [river|wall|gorge|hedge] was in the way. ¶
 There {name=B}, $folkB, was {adv} {chore}. $callB "Give me your {@count} {s:@fee}," {said} {B}.
 With {a:look}, {look} {tool} {B.he} {adv} helped {A}, {gesture} and {moved} away. <gone B> ¶
@@ -106,7 +107,8 @@ $moral
     "contest": """
 Every {month}, {trait} and {trait} children met in {a:scenic}, {scenic} {spot}. The prize was {a:toy=wish},
 {a:@wish}, {a:look} {@wish}.
-$When {A} {moved} there in {a:colour=colour}, {@colour}, {@colour} {cloth=cloth}, {a:@cloth}, {a:look}, {@colour} {@cloth}.
+$When {A} {moved} there in {a:colour=colour}, {@colour}, {@colour} {cloth=cloth}, {a:@cloth},
+{a:look}, {@colour} {@cloth}.
 There stood {name=B}, $folkB. $callB "I shall win," {said} {B} {adv}. ¶
 The contest was in {chore}, {chore} and {game}. {name=C}, {a:trait}, {trait} {trade}, counted {adv}. $callC
 {A} {gesture} {adv}, and {B} {gesture} {adv} and {adv}.
@@ -142,8 +144,8 @@ $moral
 """,
     # Food vanishes; the thief is found, and forgiven.
     "thief": """
-For {count=count}, {@count}, {@count} days, {food=food}, {@food}, {tasty} {@food}, had vanished from {a:spot=spot}, {a:@spot},
-{a:scenic} {@spot}.
+For {count=count}, {@count}, {@count} days, {food=food}, {@food}, {tasty} {@food}, had vanished
+from {a:spot=spot}, {a:@spot}, {a:scenic} {@spot}.
 "The thief is {name=B}, that {trait}, {trait} {trade}!" {said} {A} {adv}. $callB
 "After {@count} days I am {mood} and {mood}," {said} {B} {adv}. ¶
 $When {A?s} brought {a:tool=tool}, {a:@tool}, {a:look} {@tool}, and both {moved} to the {@spot}.
@@ -159,7 +161,8 @@ Nothing would have made {A} so {mood} and {mood} as {a:beast=wish}, {a:@wish}, {
 "{C:furry} beasts are {mood}," {A.his} {trait}, {trait} {kin} {said} {adv}. ¶
 $When {A?s} {moved} $way to {a:scenic}, {scenic} {spot}.
 There {name=B}, $folkB, was {adv} {chore}. $callB "I wish for {a:@wish}," {said} {A} {adv}.
-"Bring me {count=count}, {@count}, {@count} {s:trifle=fee}, {@count} {look} {s:@fee}, and {food=food}, {@food}, {tasty} {@food}," {said} {B}. ¶
+"Bring me {count=count}, {@count}, {@count} {s:trifle=fee}, {@count} {look} {s:@fee},
+and {food=food}, {@food}, {tasty} {@food}," {said} {B}. ¶
 Now {A} {gesture}, and {adv} brought the {@food} and the {@count} {s:@fee}.
 Then out of {a:colour} {nook} {moved} {a:@wish}, {furry} and {furry}.
 {B} {gesture} and {moved} away. <gone B> The {@wish} {adv} kissed {A}.

@@ -22,7 +22,7 @@ DEFAULT = "default"
 
 def names() -> dict[str, str]:
     """Every preset and the first line of its comment; the default comes first."""
-    found = {path.stem: _first_comment(path) for path in sorted(PRESETS.glob("*.yaml"))}
+    found = {path.stem: _first_comment(path) for path in sorted(PRESETS.glob("*.yaml"), key=lambda path: path.stem)}
     if DEFAULT not in found:
         raise WordmillError(f"{PRESETS}/{DEFAULT}.yaml: not found; run in the repository root")
     return {DEFAULT: found.pop(DEFAULT), **found}

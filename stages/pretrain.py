@@ -14,7 +14,7 @@ from llm.evaluate import score_documents
 from llm.generate import Sampling, generate
 from llm.model import folder
 from llm.model.config import ModelConfig
-from llm.model.counts import flops_per_token, parameters
+from llm.model.counts import flops_per_token, parameter_table, parameters
 from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig, pretrain
 from llm.shards import ShardSet
@@ -44,7 +44,8 @@ def run(params: Params, stage: Stage) -> None:
     model.initialise(config.seed)
     rows = parameters(params.model, tokenizer.vocab_size)
     chosen = " (auto)" if params.compute.device == "auto" else ""
-    print(f"{sum(rows.values()):,} parameters on {compute}{chosen}: {rows}", flush=True)
+    print(f"{sum(rows.values()):,} parameters on {compute}{chosen}", flush=True)
+    print(parameter_table(params.model, tokenizer.vocab_size), flush=True)
     stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
     stage.tags({"device": str(compute)})
 

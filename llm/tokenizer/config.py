@@ -10,6 +10,7 @@ from llm.tokenizer.tokenizer import END_OF_TEXT
 
 PATTERNS = {"gpt2": GPT2, "cl100k": CL100K}
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
+RESERVED = "<|reserved_{}|>"  # special tokens that no text becomes: a vocabulary of a given size on a smaller text
 # What follows the colon in `compare`, by kind.
 VARIANTS = {"bpe": "pattern", "sentencepiece": "algorithm", "tiktoken": "encoding", "bytes": "", "file": "path"}
 
@@ -26,6 +27,7 @@ class TokenizerConfig:
     path: str = ""  # file: a tokenizer.json, or a merge list (vocab.bpe, merges.txt) with its ids beside it
     special_tokens: tuple[str, ...] = (END_OF_TEXT,)  # bpe, sentencepiece, bytes: never made by plain text
     min_count: int = 2  # bpe: a pair of tokens must be seen so often to be merged
+    reserve_rest: bool = False  # bpe: what the texts do not give of vocab_size becomes reserved tokens, not an error
     max_train_bytes: int = 0  # train on an even sample of so many UTF-8 bytes; 0 = all of the training split
     compare: tuple[str, ...] = ()  # kinds to set beside it, as kind or kind:variant (tiktoken:gpt2)
 
@@ -36,6 +38,8 @@ class TokenizerConfig:
             raise ConfigError("special_tokens", "holds one twice")
         if any(not token or token != token.strip() for token in self.special_tokens):
             raise ConfigError("special_tokens", "one is empty or begins or ends with white space")
+        if self.reserve_rest and any(token.startswith(RESERVED.partition("{")[0]) for token in self.special_tokens):
+            raise ConfigError("special_tokens", f"reserve_rest makes {RESERVED.format(0)} and so on; use other names")
         least = 256 + len(self.special_tokens) + (self.kind == "sentencepiece")  # its <unk>
         if self.kind in ("bpe", "sentencepiece") and self.vocab_size < least:
             raise ConfigError(

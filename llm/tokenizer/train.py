@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from llm.errors import WordmillError
 from llm.tokenizer import bpe
 from llm.tokenizer.byte_bpe import ByteBPE
-from llm.tokenizer.config import PATTERNS, TokenizerConfig
+from llm.tokenizer.config import PATTERNS, RESERVED, TokenizerConfig
 from llm.tokenizer.tokenizer import Tokenizer
 from llm.tokenizer.words import count_words, even_sample
 
@@ -36,19 +36,23 @@ def make(config: TokenizerConfig, texts: Texts, tell: Callable[[], object] = lam
 
 
 def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
-    """Byte pair encoding: the 256 bytes, the most frequent pairs, the special tokens."""
+    """Byte pair encoding: the 256 bytes, the most frequent pairs, the special tokens, and reserved ones for the rest."""
     words = count_words(_read(config, texts), config.pattern)
     wanted = config.vocab_size - 256 - len(config.special_tokens)
     merges = bpe.train(words, wanted, config.min_count, tell)
-    if len(merges) < wanted:
+    missing = wanted - len(merges)
+    if missing and not config.reserve_rest:
         reachable = 256 + len(merges) + len(config.special_tokens)
         raise WordmillError(
             f"tokenizer.vocab_size: {config.vocab_size} asked, but the training text gives {reachable} tokens (pairs "
-            f"seen at least {config.min_count} times); lower it to {reachable} or less, or give more text"
+            f"seen at least {config.min_count} times); lower it to {reachable} or less, give more text, or set "
+            "tokenizer.reserve_rest: true"
         )
-    tokenizer = ByteBPE.from_merges(merges, PATTERNS[config.pattern], config.special_tokens)
+    special_tokens = (*config.special_tokens, *(RESERVED.format(number) for number in range(missing)))
+    tokenizer = ByteBPE.from_merges(merges, PATTERNS[config.pattern], special_tokens)
     text_bytes = sum(len(word) * count for word, count in words.items())  # the words of a text are all of it
-    return Made(tokenizer, {"bytes": text_bytes, "words": words.total(), "distinct_words": len(words)})
+    source = {"bytes": text_bytes, "words": words.total(), "distinct_words": len(words)}
+    return Made(tokenizer, source | ({"reserved_tokens": missing} if missing else {}))
 
 
 def train_sentencepiece(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:

@@ -119,6 +119,25 @@ def test_other_kinds(corpus: Path, settings: dict[str, Any], files: list[str]) -
     assert written() == once
 
 
+def test_ids_kept_in_reserve(corpus: Path) -> None:
+    with pytest.raises(WordmillError, match="or set tokenizer.reserve_rest: true"):
+        run(vocab_size=5000)
+    run(vocab_size=5000, reserve_rest=True)
+    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    trained = json.loads(Path("data/tokenizer/manifest.json").read_text())["trained_on"]
+    reserved = {name for name in tokenizer.special_tokens if name.startswith("<|reserved_")}
+    assert tokenizer.vocab_size == 5000
+    assert len(reserved) == trained["reserved_tokens"] > 0
+    # Its other tokens are those of the largest vocabulary that the text gives, and no text becomes a reserved one.
+    run(vocab_size=5000 - len(reserved))
+    largest = Tokenizer.load(Path("data/tokenizer"))
+    assert tokenizer.tokens == largest.tokens
+    assert tokenizer.end_of_text == largest.end_of_text == largest.vocab_size - 1
+    assert "reserved_tokens" not in json.loads(Path("data/tokenizer/manifest.json").read_text())["trained_on"]
+    text = "Tom hid 3 keys <|reserved_0|>"
+    assert tokenizer.encode(text) == largest.encode(text)
+
+
 def test_gpt2_by_file(corpus: Path, shared_data: Path) -> None:
     run(kind="file", path=str(shared_data / "gpt2"))
     tokenizer = Tokenizer.load(Path("data/tokenizer"))

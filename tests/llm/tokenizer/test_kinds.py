@@ -160,6 +160,11 @@ def test_every_kind_has_its_name_and_variant() -> None:
         ({"compare": ("tiktoken:gpt3",)}, "compare", "tiktoken takes one of gpt2"),
         ({"compare": ("file",)}, "compare", "'file': path: empty"),
         ({"kind": "bytes", "vocab_size": 9, "compare": ("bpe",)}, "compare", "'bpe': vocab_size: 9 has no room"),
+        (
+            {"reserve_rest": True, "special_tokens": ("<|endoftext|>", "<|reserved_0|>")},
+            "special_tokens",
+            "use other names",
+        ),
     ],
 )
 def test_wrong_settings(change: dict[str, object], field: str, says: str) -> None:

@@ -1,0 +1,151 @@
+"""Every preset runs through all stages with the try-out that docs/presets.md gives for it, on a small text.
+
+The lines are read out of the page, so that what it says is what was tried. Only the corpus is another: stories of our
+own on disk, in the place of a hub's data set, of books and of Shakespeare. The stages run in this process, one after
+the other in the order of DVC's graph; what surrounds them (locks, MLflow) has tests of its own.
+"""
+
+import importlib
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm.corpus.stories.source import tell
+from llm.model import folder as model_folder
+from llm.model.counts import parameters
+from llm.tokenizer.encodings import ADDRESS, ENCODINGS, cache_file
+from llm.tokenizer.tokenizer import Tokenizer
+from pipeline import presets
+from stages import params, schema
+
+REPO = Path(__file__).parents[1]
+PAGE = (REPO / "docs/presets.md").read_text(encoding="utf-8")
+STAGES = ("download", "tokenizer", "shards", "pretrain", "preferences", "dpo", "evaluate", "samples", "report")
+NAMES = sorted(path.stem for path in (REPO / "presets").glob("*.yaml") if path.stem != "default")
+# `wordmill use NAME …`, the line going on behind a backslash.
+COMMAND = re.compile(r"^    wordmill use ((?:.*\\\n)*.*)$", re.MULTILINE)
+# Vocabularies that are not trained, or trained to what is asked for: enough to count a model's parameters.
+VOCABULARIES = {"tiktoken": 50_257, "bytes": 257}
+
+
+def commands(name: str) -> list[dict[str, Any]]:
+    """The changes of each command that the preset's section gives."""
+    section = PAGE.split(f"\n## {name}\n")[1].split("\n## ")[0]
+    found = []
+    for arguments in COMMAND.findall(section):
+        words = shlex.split(arguments.replace("\\\n", " "))
+        assert words[0] == name
+        assert set(words[1::2]) == {"--set"}
+        found.append(presets.parsed(words[2::2]))
+    return found
+
+
+class Told:
+    """Stands for the stage: a scratch folder, and figures go nowhere."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.scratch = Path("runs") / name
+        self.scratch.mkdir(parents=True)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        assert all(isinstance(value, float | int) for value in values.values())
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        assert path.exists()
+
+    def dataset(self, name: str, source: str, digest: str, counts: dict[str, int]) -> None:
+        assert counts
+
+    def tags(self, values: dict[str, str]) -> None:
+        assert values
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stories in two forms: JSON lines of eight stories a document, and all of them as one text."""
+    folder = tmp_path_factory.mktemp("texts")
+    documents = [" ".join(tell(1, 8 * n + i).text.replace("\n\n", " ") for i in range(8)) for n in range(60)]
+    (folder / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    (folder / "text.txt").write_text("\n\n".join(documents))
+    return folder
+
+
+@pytest.fixture
+def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("presets").symlink_to(REPO / "presets")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_runs_through_all_stages(
+    name: str, repo: Path, texts: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = commands(name)[-1]
+    plain = schema.check(params_of(presets.from_preset(name, {})))
+    many = plain.corpus.source == "hub" or plain.corpus.paths[0].endswith(".parquet")
+    changes |= {"corpus.source": "files", "corpus.paths": [str(texts / ("documents.jsonl" if many else "text.txt"))]}
+    if plain.tokenizer.kind == "tiktoken":
+        offer_encoding(plain.tokenizer.encoding, request.getfixturevalue("shared_data"), repo, monkeypatch)
+    changes |= {"compute.device": "cpu", "compute.threads": 1}  # beside other tests, two threads wait for each other
+    Path("params.yaml").write_text(presets.from_preset(name, changes))
+
+    for stage in STAGES:
+        module = importlib.import_module(f"stages.{stage}")
+        module.run(params.load(module.Params), Told(stage))
+
+    chosen = schema.check(params.document(Path("params.yaml")))
+    vocab_size = Tokenizer.load(Path("models/dpo")).vocab_size
+    for model in ("base", "dpo"):
+        saved = model_folder.load(Path("models") / model)
+        assert saved.vocab_size == vocab_size
+        assert sum(weight.numel() for weight in saved.parameters()) == sum(
+            parameters(chosen.model, vocab_size).values()
+        )
+    assert "report.html" in {path.name for path in Path("reports").iterdir()}
+    evaluated = json.loads(Path("reports/evaluate.json").read_text())
+    assert 0 < evaluated["dpo"]["test"]["bits_per_byte"] < 12
+    assert 0 < len(json.loads(Path("reports/samples.json").read_text())["samples"]) <= chosen.samples.count
+    pretrained = json.loads(Path("reports/pretrain.json").read_text())
+    assert pretrained["step"] == chosen.pretrain.steps
+
+
+def offer_encoding(encoding: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the encoding's files where tiktoken would have left them."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder / "tiktoken"))
+    (folder / "tiktoken").mkdir()
+    for path in ENCODINGS[encoding].files:
+        shutil.copy(data / encoding / Path(path).name, cache_file(ADDRESS + path))
+
+
+def params_of(text: str) -> dict[str, Any]:
+    path = Path("checked.yaml")
+    path.write_text(text)
+    return params.document(path)
+
+
+def size(text: str) -> int:
+    """The parameters of the model that a params.yaml describes."""
+    chosen = schema.check(params_of(text))
+    vocab_size = VOCABULARIES.get(chosen.tokenizer.kind, chosen.tokenizer.vocab_size)
+    return sum(parameters(chosen.model, vocab_size).values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_has_the_size_that_the_page_says(name: str, repo: Path) -> None:
+    (row,) = re.findall(rf"^\| \[`{re.escape(name)}`\].*\|$", PAGE, re.MULTILINE)
+    assert f"{size(presets.from_preset(name, {})):,}" == row.split("|")[2].strip()
+
+
+def test_published_sizes(repo: Path) -> None:
+    """SmolLM2-135M's, and by the page's command GPT-2 small's."""
+    assert size(presets.from_preset("smollm2-135m", {})) == 134_515_008
+    assert size(presets.from_preset("smollm2-135m", {"model.block_size": 1024})) == 134_515_008
+    (gpt2,) = [changes for changes in commands("smallgpt") if changes.get("model.d_model") == 768]
+    assert size(presets.from_preset("smallgpt", gpt2)) == 124_439_808

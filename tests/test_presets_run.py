@@ -68,9 +68,9 @@ class Told:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stories in two forms: JSON lines of eight stories a document, and all of them as one text."""
+    """Stories in two forms: JSON lines of four stories a document, and all of them as one text."""
     folder = tmp_path_factory.mktemp("texts")
-    documents = [" ".join(tell(1, 8 * n + i).text.replace("\n\n", " ") for i in range(8)) for n in range(60)]
+    documents = [" ".join(tell(1, 4 * n + i).text.replace("\n\n", " ") for i in range(4)) for n in range(80)]
     (folder / "documents.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     (folder / "text.txt").write_text("\n\n".join(documents))
     return folder
@@ -109,7 +109,7 @@ def test_a_preset_runs_through_all_stages(
             parameters(chosen.model, vocab_size).values()
         )
     assert "report.html" in {path.name for path in Path("reports").iterdir()}
-    evaluated = json.loads(Path("reports/evaluate.json").read_text())
+    evaluated = json.loads(Path("reports/evaluate/figures.json").read_text())
     assert 0 < evaluated["dpo"]["test"]["bits_per_byte"] < 12
     assert 0 < len(json.loads(Path("reports/samples.json").read_text())["samples"]) <= chosen.samples.count
     pretrained = json.loads(Path("reports/pretrain.json").read_text())

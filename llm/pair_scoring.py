@@ -14,6 +14,7 @@ A batch counts texts: in `answers` a text is a pair, in `fork` it holds all pair
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -54,8 +55,9 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
     sides: tuple[list[Segment], list[Segment]] = ([], [])
     cut = 0
     end = tokenizer.end_of_text
+    encode = lru_cache(maxsize=2)(tokenizer.encode)  # pairs that share a text stand one after the other
     for prompt, chosen, rejected, whole in zip(texts.prompt, texts.chosen, texts.rejected, texts.whole, strict=True):
-        wholes = [[end, *tokenizer.encode(prompt + answer)] + [end] * whole for answer in (chosen, rejected)]
+        wholes = [[end, *encode(prompt + answer)] + [end] * whole for answer in (chosen, rejected)]
         first = _common([end, *tokenizer.encode(prompt)], *wholes)
         start, tokens = wholes[0][:first], [text[first:] if whole else text[first:-1] for text in wholes]
         room = block_size + 1

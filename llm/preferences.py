@@ -15,7 +15,6 @@ corpus's split.
 import hashlib
 import json
 import random
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -135,12 +134,6 @@ def read_pairs(path: Path, split: str, limit: int = 0) -> PairTexts:
     return PairTexts(*(table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected", "whole")))
 
 
-def first_sentence(text: str) -> str:
-    """`text` up to the first full stop, question or exclamation mark that ends a sentence, its quotation mark too."""
-    found = re.search(r'[.!?]"?(?=\s[^a-z]|$)', text)
-    return text[: found.end()] if found else text
-
-
 def hashed_split(prompt: str, share: float) -> str:
     """ "test" for about `share` of all prompts, decided by the prompt's hash alone."""
     number = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
@@ -151,8 +144,7 @@ def _from_stories(config: PreferencesConfig) -> Iterator[Pair]:
     for index in count():
         for made in story_pairs(config.seed, index, config.pairs_per_story):
             split = hashed_split(made.prompt + made.chosen, config.held_out_share)  # the whole story: it has one side
-            answers = first_sentence(made.chosen), first_sentence(made.rejected)  # the fault is in the first one
-            yield Pair(made.prompt, *answers, made.kind, split, whole=False)
+            yield Pair(made.prompt, made.chosen, made.rejected, made.kind, split)
 
 
 def _passages(config: PreferencesConfig, texts: list[str], wanted: int, split: str) -> Iterator[Pair]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
+from llm.generate import Sampling
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class SamplesConfig:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
         if any(not prompt.strip() for prompt in self.prompts):
             raise ConfigError("prompts", "one of them is empty; give some text to begin with")
-        if self.temperature < 0:
-            raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")
-        if self.top_k < 0:
-            raise ConfigError("top_k", f"{self.top_k} is negative; 0 keeps all tokens")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("top_p", f"{self.top_p} is not in (0, 1]")
+        _ = self.sampling  # it checks its own limits
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each next token is drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 def opening(text: str, characters: int) -> str:

@@ -1,7 +1,7 @@
 """Stage `download`: the corpus as Parquet, split into train, val and test.
 
-Reads no file of the pipeline (the source may read the network or the user's own files); writes data/corpus/ and, as
-metrics, the manifest's counts in reports/corpus.json.
+Reads no file of the pipeline (the source may read the network or the user's own files); writes data/corpus/, whose
+manifest says all about it, and the number of documents, as a metric, in reports/corpus.json.
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ def run(params: Params, stage: Stage) -> None:
     metrics = {name: float(manifest[name]) for name in names}
     metrics |= {f"{split}_documents": float(count) for split, count in counts.items()}
     stage.metrics(metrics)
-    known = {"source": params.corpus.source, "digest": manifest["digest"]}
-    write_json({**known, **{name: int(value) for name, value in metrics.items()}}, Path("reports/corpus.json"))
+    write_json({"documents": manifest["documents"]}, Path("reports/corpus.json"))
+    stage.tags({"corpus.source": params.corpus.source, "corpus.digest": manifest["digest"]})
     stage.artifact(CORPUS / "manifest.json")
     stage.dataset("corpus", source=params.corpus.source, digest=manifest["digest"], counts=counts)
     print(

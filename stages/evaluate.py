@@ -1,8 +1,8 @@
 """Stage `evaluate`: how good base and DPO model are, each figure with its interval and, where it is known, its limit.
 
-Writes reports/evaluate.json: loss, perplexity and bits per byte on val and test; the corpus's own entropy on the same
-documents (embedded stories only); preference accuracy on held-out pairs; the judge's share of sensible stories
-(embedded stories only).
+Writes reports/evaluate/figures.json: loss, perplexity and bits per byte on val and test; the corpus's own entropy on
+the same documents (embedded stories only); preference accuracy on held-out pairs; the judge's share of sensible stories
+and of each fault (embedded stories only). The main figures are metrics, in base.json and dpo.json beside it.
 """
 
 import math
@@ -23,10 +23,11 @@ from llm.pair_scoring import encode_pairs
 from llm.preferences import read_pairs
 from llm.scoring import score
 from llm.tokenizer.tokenizer import Tokenizer
-from stages.metrics import write_json
+from stages.metrics import numbers, write_json
 from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
+REPORTS = Path("reports/evaluate")
 MODELS = {"base": Path("models/base"), "dpo": Path("models/dpo")}
 
 
@@ -57,8 +58,11 @@ def run(params: Params, stage: Stage) -> None:
         floor = results["source"]["test"]["bits_per_byte"]
         for name in models:
             results[name]["excess_over_entropy"] = results[name]["test"]["bits_per_byte"] / floor - 1
-    write_json(results, Path("reports/evaluate.json"))
-    stage.metrics(flatten(results))
+    write_json(results, REPORTS / "figures.json")
+    for name in models:
+        write_json(headlines(results[name]), REPORTS / f"{name}.json")
+    stage.metrics(numbers(results))
+    stage.artifact(REPORTS / "figures.json")
     for line in table(results):
         print(line, flush=True)
 
@@ -108,12 +112,13 @@ def entropy(texts: list[str], seed: int) -> dict[str, float]:
     return {"bits_per_byte": float(exact.sum() / sizes.sum()), "bits_per_byte_low": low, "bits_per_byte_high": high}
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested figures under dotted names, as MLflow wants them."""
-    flat: dict[str, float] = {}
-    for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def headlines(of_model: dict[str, Any]) -> dict[str, float]:
+    """A model's main figures on the test split; both models' have the same names, and so stand in the same columns."""
+    test = of_model["test"]
+    main = {"bits_per_byte": test["bits_per_byte"], "preferred": of_model["preferences"]["accuracy"]}
+    if "stories" in of_model:
+        main |= {"excess": of_model["excess_over_entropy"], "sensible": of_model["stories"]["sensible"]}
+    return main
 
 
 def table(results: dict[str, Any]) -> list[str]:

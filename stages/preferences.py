@@ -1,4 +1,8 @@
-"""Stage `preferences`: pairs of answers to learn from. Writes data/preferences/ and reports/preferences.json."""
+"""Stage `preferences`: pairs of answers to learn from.
+
+Writes data/preferences/; how many pairs there are, as metrics, to reports/preferences.json; and of which kinds, and
+what was left out, to reports/preferences/counts.json.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +34,10 @@ def run(params: Params, stage: Stage) -> None:
 
     made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"))
     write_pairs(counted(cleaned(made, counts)), OUT)
-    write_json({**counts, "kinds": kinds}, Path("reports/preferences.json"))
+    details = Path("reports/preferences/counts.json")
+    write_json({**counts, "kinds": kinds}, details)
+    stage.artifact(details)
+    write_json({"pairs": counts["train"] + counts["test"]}, Path("reports/preferences.json"))
     stage.metrics({name: float(count) for name, count in counts.items()})
     print(", ".join(f"{name} {count}" for name, count in (counts | kinds).items()), flush=True)
 

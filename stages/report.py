@@ -15,6 +15,16 @@ from stages.charts import CHARTS, Figures, draw, read_curve
 from stages.stage import Stage, main
 
 REPORTS = Path("reports")
+SOURCES = {
+    "corpus": Path("data/corpus/manifest.json"),
+    "tokenizer": REPORTS / "tokenizer.json",
+    "shards": REPORTS / "shards/splits.json",
+    "pretrain": REPORTS / "pretrain.json",
+    "preferences": REPORTS / "preferences/counts.json",
+    "dpo": REPORTS / "dpo.json",
+    "evaluate": REPORTS / "evaluate/figures.json",
+    "samples": REPORTS / "samples.json",
+}
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -24,7 +34,8 @@ class Params:
 
 
 def run(params: Params, stage: Stage) -> None:
-    metrics = {path.stem: read_json(path) for path in sorted(REPORTS.glob("*.json"))}
+    metrics = {name: read_json(path) for name, path in SOURCES.items()}
+    metrics["corpus"] = corpus(metrics["corpus"])
     figures = Figures(
         read_curve(REPORTS / "pretrain" / "curve.csv"), read_curve(REPORTS / "dpo" / "curve.csv"), metrics["evaluate"]
     )
@@ -50,6 +61,13 @@ def render(metrics: dict[str, Any], pictures: dict[str, str]) -> str:
     templates.filters["figure"] = figure
     templates.filters["rows"] = rows
     return templates.get_template("report.html").render(**metrics, pictures=pictures)
+
+
+def corpus(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the page says of the corpus: its manifest less the settings and the files."""
+    names = ("source", "revision", "licence", "documents", "bytes", "characters", "duplicates", "empty", "invalid_utf8")
+    known = {name: manifest[name] for name in names if manifest[name] is not None}
+    return {**known, **{f"{split}_documents": entry["documents"] for split, entry in manifest["splits"].items()}}
 
 
 def figure(value: Any) -> str:

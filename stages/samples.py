@@ -35,21 +35,20 @@ def run(params: Params, stage: Stage) -> None:
         opening(text, config.opening_characters) for text in islice(documents(Path("data/corpus/test")), config.count)
     ]
     encoded = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
-    sampling = Sampling(config.temperature, config.top_k, config.top_p)
     written = {}
     for name in ("base", "dpo"):
         model = folder.load(Path("models") / name)
         check_fit(encoded, bool(config.prompts), model.config.block_size)
         end = tokenizer.end_of_text
-        ids = generate(model, encoded, config.max_new_tokens, sampling, config.seed, end, compute)
+        ids = generate(model, encoded, config.max_new_tokens, config.sampling, config.seed, end, compute)
         written[name] = [tokenizer.decode(row) for row in ids]
     samples = [
         {"prompt": prompt, "base": base, "dpo": dpo}
         for prompt, base, dpo in zip(prompts, written["base"], written["dpo"], strict=True)
     ]
-    write_json({"sampling": asdict(sampling), "samples": samples}, Path("reports/samples.json"))
+    write_json({"sampling": asdict(config.sampling), "samples": samples}, Path("reports/samples.json"))
     page = Path("reports/samples.md")
-    page.write_text(markdown(samples, sampling), encoding="utf-8")
+    page.write_text(markdown(samples, config.sampling), encoding="utf-8")
     stage.artifact(page)
     print(page.read_text(encoding="utf-8"))
 

@@ -1,7 +1,8 @@
 """Stage `shards`: the corpus as token ids on disk.
 
 Reads data/corpus/ and data/tokenizer/, writes data/shards/{train,val,test}/: memory-mapped shards, at least one for
-each Parquet part, and index.json. Then opens them as training will, and writes what is in them to reports/shards.json.
+each Parquet part, and index.json. Then opens them as training will, and writes what is in each split to
+reports/shards/splits.json, and how large the training split is, as metrics, to reports/shards.json.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from llm.progress import Progress, progress
 from llm.shards import ShardsConfig, ShardSet, write_index, write_shards
 from llm.tokenizer.diagnostics import OPENING, diagnostics, printed
 from llm.tokenizer.tokenizer import Tokenizer
-from stages.metrics import write_json
+from stages.metrics import numbers, write_json
 from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
@@ -64,15 +65,12 @@ def run(params: Params, stage: Stage) -> None:
         print(printed(split, results[split]), flush=True)
         stage.dataset(split, source=folder.as_posix(), digest=shards.digest, counts={"tokens": shards.tokens})
         stage.artifact(folder / "index.json", f"shards/{split}")
-    write_json(results, Path("reports/shards.json"))
-    stage.metrics(
-        {
-            f"{split}_{name}": float(value)
-            for split, figures in results.items()
-            for name, value in figures.items()
-            if not isinstance(value, str)
-        }
-    )
+    splits = Path("reports/shards/splits.json")
+    write_json(results, splits)
+    stage.artifact(splits, "shards")
+    headlines = {name: results["train"][name] for name in ("tokens", "bytes_per_token")}
+    write_json(headlines, Path("reports/shards.json"))
+    stage.metrics({f"{split}_{name}": value for split in results for name, value in numbers(results[split]).items()})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 `main` is a stage script's entry point. Around `run(params, stage)` it
 
-- reads the declared sections of params.yaml and turns a WordmillError into one line and exit status 2;
+- reads the declared sections of params.yaml and turns a WordmillError into one line and exit status 2, and so a full
+  or read-only disk;
 - asks the kernel to end the process when its parent dies: DVC forwards no signal, and an orphaned training would go
   on beside the next one;
 - ends it at the first SIGTERM or Ctrl-C, and takes no second one: whoever stops a stage often does so twice (a
@@ -11,13 +12,15 @@
 - gives the stage a scratch folder `runs/<stage>/<fingerprint>/`. The fingerprint is taken from the params and the
   content of every dependency, so a run that was killed finds its own state again, and a changed run never finds a
   stale one. The folder is removed once the stage has succeeded;
-- opens the MLflow run of the stage.
+- opens the MLflow run of the stage, and at the end gives it the figures of the stage's metrics files.
 """
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -30,6 +33,7 @@ from ruamel.yaml import YAML
 
 from llm.errors import WordmillError
 from stages import params as params_file
+from stages.metrics import numbers
 from stages.tracking import Tracker
 
 RUNS = Path("runs")
@@ -59,6 +63,11 @@ def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
     except WordmillError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        if not (problem := disk_problem(error)):
+            raise
+        print(f"{name}: {problem}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; `dvc repro` goes on where it stopped", file=sys.stderr)
         sys.exit(130)
@@ -75,7 +84,7 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         raise WordmillError(f"another `{name}` runs in this folder; wait for it, or stop it, and try again") from None
     with lock:
         flat = params_file.flat(params)
-        dependencies, outs = _declared(name)
+        dependencies, outs, metrics = _declared(name)
         inputs = {path: digest(Path(path)) for path in dependencies}
         fingerprint = hashlib.sha256(json.dumps([flat, inputs], sort_keys=True).encode()).hexdigest()[:16]
         scratch = RUNS / name / fingerprint
@@ -84,7 +93,8 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         scratch.mkdir(parents=True, exist_ok=True)
         with Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint) as tracker:
             run(params, Stage(name, scratch, tracker))
-            tracker.outputs({path: digest(Path(path)) for path in outs})
+            tracker.headlines({key: value for path in metrics for key, value in _figures(name, Path(path)).items()})
+            tracker.outputs({path: digest(Path(path)) for path in [*outs, *metrics]})
         shutil.rmtree(scratch)
 
 
@@ -101,12 +111,39 @@ def digest(path: Path) -> str:
     return whole.hexdigest()
 
 
-def _declared(name: str) -> tuple[list[str], list[str]]:
-    """The dependencies and the outputs (with metrics and plots) of a stage, as dvc.yaml lists them."""
+def disk_problem(error: Exception) -> str | None:
+    """One line on a disk that takes no more, or that we may not use; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (told := re.search(r"\(os error (\d+)\)", str(error))):  # as safetensors, in Rust, says it
+        number = int(told[1])
+    name = getattr(error, "filename", None)
+    place = str(name) if name else "an output"  # a write to an open file does not say which
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        what = "no space left on device" if number == errno.ENOSPC else "disk quota exceeded"
+        return f"{what} while writing {place}; free some and run `dvc repro` again"
+    if number == errno.EROFS:
+        return f"{place}: the file system is read-only; make it writable and run `dvc repro` again"
+    if number in (errno.EACCES, errno.EPERM) and name and Path(os.fsdecode(name)).absolute().is_relative_to(Path.cwd()):
+        return f"{place}: permission denied; see with `ls -l` whose it is, and run `dvc repro` again"
+    return None
+
+
+def _figures(stage: str, path: Path) -> dict[str, float]:
+    """The numbers of a metrics file; the file's name goes before them where it is not the stage's."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return numbers(content, "" if path.stem == stage else f"{path.stem}.")
+
+
+def _declared(name: str) -> tuple[list[str], list[str], list[str]]:
+    """The dependencies, the outputs (with plots) and the metrics of a stage, as dvc.yaml lists them."""
     stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
     stage: dict[str, Any] = stages[name]
-    outs = [*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])]
-    return list(stage.get("deps", [])), [next(iter(out)) if isinstance(out, dict) else out for out in outs]
+
+    def paths(*kinds: str) -> list[str]:
+        entries = [entry for kind in kinds for entry in stage.get(kind, [])]
+        return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+    return paths("deps"), paths("outs", "plots"), paths("metrics")
 
 
 def _die_with_parent() -> None:

@@ -5,8 +5,9 @@ One parent run per rebuild, one child run per stage that really ran:
 - the child has the stage's params, metrics over time, artifacts, data sets, digests of inputs and outputs, commit,
   uncommitted changes, packages and hardware. It ends FINISHED, FAILED with the error in a tag, or KILLED;
 - the parent is made by the first stage that runs. It links every stage's run (tags `stage.<name>` and a table in its
-  description): its own child, or, for a stage that DVC skipped, the earlier run that made the output. The last
-  metrics of all linked runs are copied to it as `<stage>/<metric>`, so one row of MLflow's table is one rebuild.
+  description): its own child, or, for a stage that DVC skipped, the earlier run that made the output. The headlines
+  of all linked runs (what `dvc metrics show` shows) are its metrics, as `<stage>/<name>`, so one row of MLflow's
+  table is one rebuild.
   It is RUNNING while a stage runs, FAILED after a failed stage, FINISHED otherwise.
 
 Everything goes through a process beside the stage (`stages.mailbox`, and this module run as a program), MLflow's import
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "wordmill"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: opens among the runs, not the chats
 UNDELIVERED = Path("runs/undelivered")
 LOCK = Path("runs/tracking.lock")
 LONGEST_PARAM = 6000  # characters; MLflow's own limits
@@ -91,6 +93,10 @@ class Tracker:
     def tags(self, values: Mapping[str, str]) -> None:
         """Short texts about the run."""
         self._mailbox.post("tags", values={name: str(value) for name, value in values.items()})
+
+    def headlines(self, values: Mapping[str, float]) -> None:
+        """The few figures by which rebuilds are compared: the parent shows these and no others."""
+        self._mailbox.post("headlines", values=dict(values))
 
     def outputs(self, digests: Mapping[str, str]) -> None:
         """Digests of what the stage has made, by path: how later rebuilds find this run."""
@@ -193,6 +199,8 @@ class StageRun:
                         self._client.log_inputs(self._run_id, [DatasetInput(data, [context])])
                     case "tags":
                         self._tag(self._run_id, event["values"])
+                    case "headlines":
+                        self._tag(self._run_id, {"wordmill.headlines": _fitting(event["values"])})
                     case "outputs":
                         self._tag(self._run_id, {"wordmill.outputs": json.dumps(event["digests"], sort_keys=True)})
                         text = json.dumps(event["digests"], indent=2)
@@ -214,7 +222,7 @@ class StageRun:
             folder = None  # the server's own
             if is_sqlite(self._uri):
                 folder = (sqlite_path(self._uri).absolute().parent / "mlartifacts").as_uri()
-            return str(self._client.create_experiment(name, artifact_location=folder))
+            return str(self._client.create_experiment(name, artifact_location=folder, tags=KIND))
         if found.lifecycle_stage == "deleted":
             raise WordmillError(
                 f"MLflow experiment {name!r} is deleted; `mlflow experiments restore -x {found.experiment_id}` "
@@ -265,7 +273,7 @@ class StageRun:
         links = {f"stage.{name}": run.info.run_id for name, run in linked.items()}
         links["mlflow.note.content"] = self._note(linked, children)
         self._tag(self._parent, {name: text for name, text in links.items() if parent.data.tags.get(name) != text})
-        self._copy_metrics(linked, parent.data.metrics)
+        self._copy_headlines(linked, parent.data.metrics)
 
         states = {run.info.status for run in children.values()}
         status = next((state for state in ("RUNNING", "FAILED", "KILLED") if state in states), "FINISHED")
@@ -304,15 +312,14 @@ class StageRun:
             lines.append(f"| {name} | {link} | {run.info.status} | {made} |")
         return "\n".join(lines)
 
-    def _copy_metrics(self, linked: Mapping[str, "Run"], present: Mapping[str, float]) -> None:
+    def _copy_headlines(self, linked: Mapping[str, "Run"], present: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
-        found = {f"{name}/{metric}": run for name, run in linked.items() for metric in run.data.metrics}
-        values = {name: run.data.metrics[name.partition("/")[2]] for name, run in found.items()}
         changed = [
-            Metric(name, value, found[name].info.end_time or found[name].info.start_time, 0)
-            for name, value in values.items()
-            if present.get(name) != value
+            Metric(f"{stage}/{_safe(name)}", value, run.info.end_time or run.info.start_time, 0)
+            for stage, run in linked.items()
+            for name, value in json.loads(run.data.tags.get("wordmill.headlines", "{}")).items()
+            if present.get(f"{stage}/{_safe(name)}") != value
         ]
         for first in range(0, len(changed), 1000):
             self._client.log_batch(self._parent, metrics=changed[first : first + 1000])
@@ -366,6 +373,14 @@ class StageRun:
         entries = [RunTag(_safe(name), text[:LONGEST_TAG]) for name, text in tags.items()]
         for first in range(0, len(entries), 100):
             self._client.log_batch(run_id, tags=entries[first : first + 100])
+
+
+def _fitting(values: Mapping[str, float]) -> str:
+    """As JSON, as many as a tag holds (over a hundred); the stage's own run has them all."""
+    kept = dict(values)
+    while len(text := json.dumps(kept)) > LONGEST_TAG:
+        kept.popitem()
+    return text
 
 
 def _safe(name: str) -> str:

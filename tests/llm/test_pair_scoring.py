@@ -13,18 +13,18 @@ from llm.dpo import DPOConfig, dpo
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.pair_scoring import Forks, Pairs, WholeAnswers, encode_pairs
-from llm.preferences import PairTexts, first_sentence
+from llm.preferences import PairTexts
 from llm.pretrain import Record
 from llm.scoring import Segment
 from llm.tokenizer.config import TokenizerConfig
 from llm.tokenizer.tokenizer import Tokenizer
-from llm.tokenizer.train import train
+from llm.tokenizer.train import make
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     config = TokenizerConfig(vocab_size=400)
-    return train(config, lambda: (story(3, index) for index in range(60))).tokenizer
+    return make(config, lambda: (story(3, index) for index in range(60))).tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,34 +34,39 @@ def texts() -> PairTexts:
     made = [made[i] for i in np.random.default_rng(0).permutation(len(made))]
     return PairTexts(
         [pair.prompt for pair in made],
-        [first_sentence(pair.chosen) for pair in made],
-        [first_sentence(pair.rejected) for pair in made],
-        [False] * len(made),
+        [pair.chosen for pair in made],
+        [pair.rejected for pair in made],
+        [True] * len(made),
     )
 
 
 @pytest.fixture
 def model(tokenizer: Tokenizer, tiny_config: ModelConfig) -> Transformer:
-    model = Transformer(replace(tiny_config, block_size=512), tokenizer.vocab_size)
+    model = Transformer(replace(tiny_config, block_size=1024), tokenizer.vocab_size)
     model.initialise(1)
     return model
 
 
 def test_prompt_and_answer_are_encoded_as_the_text_that_they_are(tokenizer: Tokenizer, texts: PairTexts) -> None:
-    found = encode_pairs(tokenizer, texts, 512)
+    found = encode_pairs(tokenizer, texts, 1024)
+    end = tokenizer.end_of_text
     for prompt, chosen, segment in zip(texts.prompt, texts.chosen, found.chosen, strict=True):
-        assert segment.tokens.tolist() == [tokenizer.end_of_text, *tokenizer.encode(prompt + chosen)[:-1]]
+        assert segment.tokens.tolist() == [end, *tokenizer.encode(prompt + chosen), end]
         assert prompt.startswith(tokenizer.decode(segment.tokens[1 : segment.first].tolist()))
-    # The full stop before a new paragraph is one token with it: it cannot stay in the prompt.
-    whole = encode_pairs(tokenizer, PairTexts(["He sat."], ["\n\nNow he ran."], ["\n\nNow she ran."], [True]), 512)
-    assert whole.chosen[0].tokens[-1] == tokenizer.end_of_text
-    assert tokenizer.decode(whole.chosen[0].tokens[1 : whole.chosen[0].first].tolist()) in ("He sat", "He sat.")
+
+
+def test_what_a_text_would_make_of_the_last_token_is_left_open(tokenizer: Tokenizer) -> None:
+    """A full stop is one token with the line end behind it, wherever the prompt or a cut answer ends."""
+    cut = encode_pairs(tokenizer, PairTexts(["He sat."], ["\n\nNow he ran."], ["\n\nNow she ran."], [False]), 1024)
+    (chosen,) = cut.chosen
+    assert chosen.tokens.tolist() == [tokenizer.end_of_text, *tokenizer.encode("He sat.\n\nNow he ran")]
+    assert tokenizer.decode(chosen.tokens[1 : chosen.first].tolist()) in ("He sat", "He sat.")
 
 
 def test_forks_are_what_single_passes_give(
     tokenizer: Tokenizer, texts: PairTexts, model: Transformer, compute: Compute
 ) -> None:
-    encoded = encode_pairs(tokenizer, texts, 512)
+    encoded = encode_pairs(tokenizer, texts, 1024)
     scope = Forks(encoded)
     assert len(scope) == 3  # one for each story, however many pairs it has
     assert sorted(number for numbers in scope.pairs for number in numbers) == list(range(len(encoded)))
@@ -97,7 +102,7 @@ def test_dpo_in_the_scope_fork_moves_only_what_parts(
     tokenizer: Tokenizer, texts: PairTexts, model: Transformer, compute: Compute, tmp_path: Path
 ) -> None:
     """It raises the true word over the false one; what it makes of whole answers is its own business."""
-    encoded = encode_pairs(tokenizer, texts, 512)
+    encoded = encode_pairs(tokenizer, texts, 1024)
     config = DPOConfig(
         scope="fork",
         beta=0.1,
@@ -126,7 +131,7 @@ def test_dpo_in_the_scope_fork_moves_only_what_parts(
 def test_whole_answers_count_their_own_tokens(
     tokenizer: Tokenizer, texts: PairTexts, model: Transformer, compute: Compute
 ) -> None:
-    scope = WholeAnswers(encode_pairs(tokenizer, texts, 512))
+    scope = WholeAnswers(encode_pairs(tokenizer, texts, 1024))
     found, sft = scope.logprobs(model, [0, 4], compute, sft=True)
     tokens = sum(len(scope.chosen[i].tokens) - scope.chosen[i].first for i in (0, 4))
     assert sft is not None

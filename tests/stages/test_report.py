@@ -82,6 +82,7 @@ def test_pictures_are_the_same_bytes_twice_and_whole(
     png, svg = pictures[name]
     assert draw(name, figures(EVALUATE, tmp_path)) == (png, svg)
     assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20]) <= 1300  # pixels wide: the header's first figure
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     assert not re.search(r"\d{4}-\d\d-\d\d", svg)  # no date
     # Names and ids must not collide on one page, or a picture takes the clip paths of another.
@@ -94,6 +95,13 @@ def test_charts_of_a_corpus_without_known_entropy(tmp_path: Path) -> None:
     assert "entropy, " not in draw("bits_per_byte", drawn)[1]
     assert "sensible stories" not in draw("before_and_after", drawn)[1]
     assert "the chosen answer" in draw("before_and_after", drawn)[1]
+
+
+MANIFEST: dict[str, Any] = {
+    **dict.fromkeys(("bytes", "characters", "duplicates", "empty", "invalid_utf8"), 0),
+    **{"source": "stories", "revision": None, "licence": "none known", "documents": 400, "digest": "ab"},
+    "splits": {"train": {"documents": 399, "parts": [{"sha256": "cd"}]}},
+}
 
 
 class Page(HTMLParser):
@@ -123,7 +131,7 @@ class Page(HTMLParser):
 
 def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
     return {
-        "corpus": {"source": "stories", "documents": 400},
+        "corpus": report.corpus(MANIFEST),
         "tokenizer": {"vocab_size": 600, "longest_tokens": [" something", "</table>"]},
         "shards": {"train": {"tokens": 12_345_678}},
         "pretrain": {"parameters": 28_512, "tokens": 20_480.0, "loss": 0.00012345},
@@ -150,7 +158,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
     assert all(address.startswith("#") for address in page.addresses)
     assert not re.search(r"url\((?!#|&quot;#|'#)", text)
     assert page.shown.count(NASTY) == 4  # prompt and continuation on both sides, as they are
-    for shown in ("12,345,678", "0.000123", "28,512", " something, </table>"):
+    for shown in ("none known", "train_documents", "12,345,678", "0.000123", "28,512", " something, </table>"):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)
     assert ("<b>wish</b>" in page.shown) == ("source" in evaluate)
@@ -171,8 +179,9 @@ def test_the_stage_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytest.
     for name in ("pretrain", "dpo"):
         Path("reports", name).mkdir(parents=True)
         (tmp_path / f"{name}.csv").rename(Path("reports", name, "curve.csv"))
-    for name, content in metrics(EVALUATE).items():
-        Path("reports", f"{name}.json").write_text(json.dumps(content))
+    for name, content in (metrics(EVALUATE) | {"corpus": MANIFEST}).items():
+        report.SOURCES[name].parent.mkdir(parents=True, exist_ok=True)
+        report.SOURCES[name].write_text(json.dumps(content))
 
     class Kept:
         def artifact(self, path: Path, folder: str = "") -> None:

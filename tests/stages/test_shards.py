@@ -54,7 +54,9 @@ def run() -> Told:
 
 def test_every_document_comes_back(inputs: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     told = run()
-    report = json.loads(Path("reports/shards.json").read_text())
+    report = json.loads(Path("reports/shards/splits.json").read_text())
+    metrics = json.loads(Path("reports/shards.json").read_text())
+    assert metrics == {name: report["train"][name] for name in ("tokens", "bytes_per_token")}
     for split in SPLITS:
         shards = ShardSet.open(Path("data/shards") / split, inputs.fingerprint)
         texts = list(documents(Path("data/corpus") / split))
@@ -74,7 +76,7 @@ def test_every_document_comes_back(inputs: Tokenizer, capsys: pytest.CaptureFixt
 
 def test_twice_the_same_bytes(inputs: Tokenizer) -> None:
     def written() -> dict[str, bytes]:
-        paths = [*Path("data/shards").rglob("*.*"), Path("reports/shards.json")]
+        paths = [*Path("data/shards").rglob("*.*"), *Path("reports").rglob("*.json")]
         return {path.as_posix(): path.read_bytes() for path in paths}
 
     run()

@@ -1,5 +1,6 @@
 """What surrounds every stage, tried on a small one in processes of its own that are killed, interrupted and doubled."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,10 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from llm.errors import WordmillError
-from stages.stage import digest
+from stages.stage import digest, disk_problem
 
 REPO = Path(__file__).parents[2]
 
@@ -26,7 +31,7 @@ from stages import stage as around
 
 class SlowlyClosed:
     def __init__(self, **known): pass
-    metrics = artifact = dataset = tags = outputs = lambda self, *args: None
+    metrics = artifact = dataset = tags = headlines = outputs = lambda self, *args: None
     def __enter__(self): return self
     def __exit__(self, kind, error, trace):
         Path("closing").touch()
@@ -47,6 +52,12 @@ def run(params, stage):
     seen = kept.read_text() if kept.exists() else "nothing"
     if params.samples.mistake == "user":
         raise WordmillError("samples.mistake: user; use none")
+    if params.samples.mistake == "full":
+        Path("full/out.txt").write_text("some more than there is room for" * 10_000)
+    if params.samples.mistake == "forbidden":
+        raise PermissionError(13, "Permission denied", "out.txt")
+    if params.samples.mistake == "forbidden elsewhere":
+        raise PermissionError(13, "Permission denied", "/elsewhere")
     if params.samples.mistake == "bug":
         raise KeyError("deep down")
     kept.write_text(f"{params.samples.seconds}")
@@ -205,6 +216,64 @@ def test_mistakes_are_one_line_and_bugs_a_traceback(start: Start) -> None:
     assert process.returncode == 1
     assert told.startswith("Traceback")
     assert told.endswith("KeyError: 'deep down'\n")
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line(full: Path, start: Start) -> None:
+    write_params(0, "full")
+    process = start()
+    _, told = process.communicate(timeout=20)
+    line = "toy: no space left on device while writing an output; free some and run `dvc repro` again\n"
+    assert (process.returncode, told) == (2, line)
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "model.safetensors"])
+def test_a_full_disk_under_other_libraries(full: Path, name: str) -> None:
+    numbers = torch.arange(100_000)
+    with pytest.raises(Exception, match="No space left") as caught:
+        if name.endswith("parquet"):
+            pq.write_table(pa.table({"n": numbers.numpy()}), full / name)
+        else:
+            save_file({"n": numbers}, full / name)
+    assert (disk_problem(caught.value) or "").startswith("no space left on device while writing")
+
+
+def test_no_permission_is_one_line_for_our_own_files_only(start: Start) -> None:
+    write_params(0, "forbidden")
+    process = start()
+    _, told = process.communicate(timeout=20)
+    line = "toy: out.txt: permission denied; see with `ls -l` whose it is, and run `dvc repro` again\n"
+    assert (process.returncode, told) == (2, line)
+    write_params(0, "forbidden elsewhere")
+    process = start()
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert told.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.EDQUOT, "x", "a"), "disk quota exceeded while writing a; free some and run `dvc repro` again"),
+        (OSError(errno.EROFS, "x", "a"), "a: the file system is read-only; make it writable and run `dvc repro` again"),
+        (FileNotFoundError(errno.ENOENT, "x", "a"), None),
+        (ConnectionResetError(errno.ECONNRESET, "x"), None),
+        (ValueError("28"), None),
+    ],
+)  # fmt: skip
+def test_what_is_a_disk_problem(error: Exception, line: str | None) -> None:
+    assert disk_problem(error) == line
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ def test_child_and_parent_hold_everything(folder: Path) -> None:
         tracker.artifact(Path("config.json"), "model")
         tracker.dataset("shards", "data/shards", "c" * 64, {"tokens": 12})
         tracker.tags({"device": "cpu"})
+        tracker.headlines({"loss": 2.0 / 1500, "source.bits (low)": 0.25})
         tracker.outputs({"models/base": "dd"})
 
     (child,), (parent,) = runs("stage"), runs("rebuild")
@@ -121,7 +122,9 @@ def test_child_and_parent_hold_everything(folder: Path) -> None:
 
     assert parent.data.params["pretrain.betas"] == "[0.9, 0.99]"
     assert parent.data.tags["stage.pretrain"] == child.info.run_id
-    assert parent.data.metrics["pretrain/loss"] == 2.0 / 1500
+    assert parent.data.metrics == {"pretrain/loss": 2.0 / 1500, "pretrain/source.bits _low_": 0.25}
+    experiment = client.get_experiment(parent.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert set(artifacts(parent)) == {"params.yaml", "dvc.yaml", "code/uncommitted.patch"}
 
     # The patch is whole: on the commit alone it gives the very files.
@@ -168,7 +171,8 @@ def run_stage(name: str, output: str | None = None) -> None:
     params = lineage.flat({section: document[section] for section in stage.sections})
     inputs = {dep: lineage._file_digest(Path(dep)) or "" for dep in stage.deps}
     with Tracker(name, params, inputs, "k") as tracker:
-        tracker.metrics({"score": float(document[name]["x"])})
+        tracker.metrics({"score": float(document[name]["x"]), "on_the_way": 1.0})
+        tracker.headlines({"score": float(document[name]["x"])})
         out = Path(stage.outs[0])
         out.parent.mkdir(exist_ok=True)
         out.write_text(output or lineage.key(name, params, inputs))
@@ -242,6 +246,7 @@ def run(params, stage):
     Path(f"{stage.name}.out").write_text(stage.name)
     Path(f"{stage.name}.ready").touch()
     time.sleep(float(os.environ.get("TOY_SECONDS", 0)))
+    Path(f"{stage.name}.json").write_text('{"loss": 1.5, "opening": "Once"}')
 
 main(sys.argv[1], Params, run)
 """
@@ -251,7 +256,7 @@ main(sys.argv[1], Params, run)
 def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start toy stages as processes of their own; whatever still runs at the end of the test is killed."""
     Path("toy.py").write_text(textwrap.dedent(STAGE))
-    stages = {name: {"cmd": "x", "outs": [f"{name}.out"]} for name in "abcd"}
+    stages = {name: {"cmd": "x", "outs": [f"{name}.out"], "metrics": [f"{name}.json"]} for name in "abcd"}
     Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
     Path("params.yaml").write_text("{}")
     started: list[subprocess.Popen[bytes]] = []
@@ -301,7 +306,8 @@ def test_terminated_and_killed_processes(folder: Path, start: Callable[..., subp
     assert statuses() == {"a": "KILLED", "b": "KILLED", "c": "KILLED", "d": "FINISHED"}
     (parent,) = runs("rebuild")
     assert parent.info.status == "KILLED"
-    assert parent.data.metrics == {f"{name}/loss": 1.5 for name in "abcd"}
+    assert parent.data.metrics == {"d/loss": 1.5}  # the others had not come to their metrics file
+    assert all(run.data.metrics == {"loss": 1.5} for run in runs("stage"))
 
 
 def test_terminated_before_mlflow_is_imported(folder: Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:

@@ -5,6 +5,7 @@ that reading is unambiguous (`compiler.py`), and places with a truth know what w
 """
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,11 @@ class TemplateError(ValueError):
     """A template that cannot be told or read back."""
 
 
-class Step:
+class Step(ABC):
     """One step of the program."""
 
-    def run(self, teller: Teller) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, teller: Teller) -> None: ...
 
     def begins(self) -> set[str]:
         """The first words that this step may write."""
@@ -91,12 +92,13 @@ class Truth(Step):
 
     slot: str
 
+    @abstractmethod
     def wrong(self, world: World, legal: Sequence[str]) -> Mapping[str, Sequence[str]]:
         """Kind of mistake -> the forms that would make it here."""
-        raise NotImplementedError
 
+    @abstractmethod
     def why(self, world: World, kind: str, word: str) -> str:
-        raise NotImplementedError
+        """What is wrong with the word, in one readable line."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ text has at most one reading, found without ever going back, and its probability
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,26 +40,28 @@ class Broken(Exception):
         self.reason = reason
 
 
-class Teller:
+class Teller(ABC):
     """The interface between program and teller; the world is kept here."""
 
     def __init__(self) -> None:
         self.world = World()
         self.picks: list[Pick] = []
 
+    @abstractmethod
     def say(self, words: str) -> None:
-        raise NotImplementedError
+        """Fixed words."""
 
+    @abstractmethod
     def pick(self, slot: str, bag: Bag, barred: Collection[str] = ()) -> str:
         """A value of the bag that is not barred."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choose(self, truth: "Truth", legal: Sequence[str]) -> str:
         """One of the forms that are true here, all equally likely."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fork(self, fork: "Fork") -> "Branch":
-        raise NotImplementedError
+        """The branch that the story takes."""
 
 
 class Writer(Teller):

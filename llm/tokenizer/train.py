@@ -36,7 +36,7 @@ def make(config: TokenizerConfig, texts: Texts, tell: Callable[[], object] = lam
 
 
 def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
-    """Byte pair encoding: the 256 bytes, the most frequent pairs, the special tokens, and reserved ones for the rest."""
+    """Byte pair encoding: the 256 bytes, the most frequent pairs, special tokens, and reserved ones for the rest."""
     words = count_words(_read(config, texts), config.pattern)
     wanted = config.vocab_size - 256 - len(config.special_tokens)
     merges = bpe.train(words, wanted, config.min_count, tell)

@@ -120,7 +120,7 @@ def test_other_kinds(corpus: Path, settings: dict[str, Any], files: list[str]) -
 
 
 def test_ids_kept_in_reserve(corpus: Path) -> None:
-    with pytest.raises(WordmillError, match="or set tokenizer.reserve_rest: true"):
+    with pytest.raises(WordmillError, match=r"or set tokenizer\.reserve_rest: true"):
         run(vocab_size=5000)
     run(vocab_size=5000, reserve_rest=True)
     tokenizer = Tokenizer.load(Path("data/tokenizer"))

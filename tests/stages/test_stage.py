@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from llm.errors import WordmillError
@@ -241,10 +242,11 @@ def test_a_full_disk_is_one_line(full: Path, start: Start) -> None:
 @pytest.mark.parametrize("name", ["data.parquet", "model.safetensors"])
 def test_a_full_disk_under_other_libraries(full: Path, name: str) -> None:
     numbers = torch.arange(100_000)
-    with pytest.raises(Exception, match="No space left") as caught:
-        if name.endswith("parquet"):
+    if name.endswith("parquet"):
+        with pytest.raises(OSError, match="No space left") as caught:
             pq.write_table(pa.table({"n": numbers.numpy()}), full / name)
-        else:
+    else:
+        with pytest.raises(SafetensorError, match="No space left") as caught:
             save_file({"n": numbers}, full / name)
     assert (disk_problem(caught.value) or "").startswith("no space left on device while writing")
 

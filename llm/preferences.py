@@ -3,6 +3,7 @@
 Sources, by name:
 - `stories`: pairs of the embedded corpus. The chosen answer goes on truly, the rejected one breaks the story's world;
   both facts are known exactly. A story gives several pairs, one after the other, each with a mistake elsewhere.
+- `judged`: stories that the model writes itself, one that makes sense against one that does not (`llm.judged`).
 - `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
   answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
 - `files`: JSONL with the keys prompt, chosen and rejected.
@@ -37,8 +38,11 @@ SCHEMA = pa.schema(
 class PreferencesConfig:
     """Raises ConfigError."""
 
-    source: Literal["stories", "corpus", "files"]
-    pairs: int  # to make (stories, corpus) or to read at most (files)
+    source: Literal["judged", "stories", "corpus", "files"]
+    pairs: int  # to make (stories, corpus) or to make or read at most (judged, files)
+    openings: int  # judged: of training stories, that the model goes on from
+    tries: int  # judged: stories that it writes for each opening
+    temperature: float  # judged: of those stories
     pairs_per_story: int  # stories: so many different mistakes in one story at most
     held_out_share: float  # of the pairs, kept from training
     paths: tuple[str, ...]  # files: JSONL files
@@ -47,9 +51,13 @@ class PreferencesConfig:
     seed: int  # stories, corpus
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "pairs_per_story", "prompt_characters", "answer_characters"):
+        for name in ("pairs", "openings", "pairs_per_story", "prompt_characters", "answer_characters"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
+        if self.tries < 2:
+            raise ConfigError("tries", f"{self.tries} gives nothing to compare; use 2 or more")
+        if self.temperature <= 0:
+            raise ConfigError("temperature", f"{self.temperature} is not positive, so that all tries would be alike")
         if not 0 < self.held_out_share < 1:
             raise ConfigError("held_out_share", f"{self.held_out_share} is not between 0 and 1")
         if self.source == "files" and not self.paths:
@@ -77,9 +85,10 @@ class PairTexts:
 
 
 def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[str]) -> Iterator[Pair]:
-    """The pairs of the configured source. `train` and `held_out` are the corpus's documents, read only by `corpus`.
+    """The pairs of the configured source, `judged` apart, which needs a model.
 
-    Raises WordmillError for files that do not hold pairs and for a corpus too small to make them of.
+    `train` and `held_out` are the corpus's documents, read only by `corpus`. Raises WordmillError for files that do not
+    hold pairs and for a corpus too small to make them of.
     """
     if config.source == "stories":
         yield from islice(_from_stories(config), config.pairs)
@@ -87,8 +96,10 @@ def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[st
         test_pairs = max(1, round(config.pairs * config.held_out_share))
         yield from _passages(config, list(train), config.pairs - test_pairs, "train")
         yield from _passages(config, list(held_out), test_pairs, HELD_OUT)
-    else:
+    elif config.source == "files":
         yield from _from_files(config)
+    else:
+        raise ValueError(f"the source {config.source} is llm.judged's")
 
 
 def cleaned(source: Iterable[Pair], counts: dict[str, int]) -> Iterator[Pair]:

@@ -1,7 +1,7 @@
 """Stage `preferences`: pairs of answers to learn from.
 
 Writes data/preferences/; how many pairs there are, as metrics, to reports/preferences.json; and of which kinds, and
-what was left out, to reports/preferences/counts.json.
+what was left out, to reports/preferences/counts.json. The base model is read for the source `judged` alone.
 """
 
 from collections import Counter
@@ -9,18 +9,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.corpus.documents import documents
+from llm.compute import Compute, ComputeConfig
+from llm.corpus.documents import documents, manifest, sample
+from llm.errors import WordmillError
+from llm.judged import judged_pairs
+from llm.model import folder
 from llm.preferences import Pair, PreferencesConfig, cleaned, pairs, write_pairs
+from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
+BASE = Path("models/base")
 OUT = Path("data/preferences/pairs.parquet")
 
 
 @dataclass(frozen=True)
 class Params:
     preferences: PreferencesConfig
+    compute: ComputeConfig
 
 
 def run(params: Params, stage: Stage) -> None:
@@ -32,7 +39,10 @@ def run(params: Params, stage: Stage) -> None:
             kinds[pair.kind] += 1
             yield pair
 
-    made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"))
+    if params.preferences.source == "judged":
+        made = iter(own_pairs(params))
+    else:
+        made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"))
     write_pairs(counted(cleaned(made, counts)), OUT)
     details = Path("reports/preferences/counts.json")
     write_json({**counts, "kinds": kinds}, details)
@@ -40,6 +50,16 @@ def run(params: Params, stage: Stage) -> None:
     write_json({"pairs": counts["train"] + counts["test"]}, Path("reports/preferences.json"))
     stage.metrics({name: float(count) for name, count in counts.items()})
     print(", ".join(f"{name} {count}" for name, count in (counts | kinds).items()), flush=True)
+
+
+def own_pairs(params: Params) -> list[Pair]:
+    if manifest(CORPUS)["source"] != "stories":
+        raise WordmillError(
+            "params.yaml: preferences.source: judged needs the embedded stories and their judge; use corpus or files"
+        )
+    texts = sample(CORPUS / "train", params.preferences.openings)
+    compute = Compute(params.compute)
+    return judged_pairs(folder.load(BASE), Tokenizer.load(BASE), texts, params.preferences, compute)
 
 
 if __name__ == "__main__":

@@ -210,6 +210,7 @@ def test_preferences_with_a_missing_key(prepared: Project) -> None:
     lines = [json.dumps(good), "", json.dumps({"prompt": "a", "chosen": "b"})]
     (prepared.folder / "pairs.jsonl").write_text("\n".join(lines))
     prepared.put(preferences__source="files", preferences__paths=["pairs.jsonl"])
+    (prepared.folder / "models/base").mkdir(parents=True)  # not read for this source
     line = prepared.refused("stages.preferences")
     assert line == "preferences: pairs.jsonl line 3: key 'rejected' is missing or not a string"
 

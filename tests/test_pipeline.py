@@ -43,9 +43,12 @@ TINY: dict[str, Any] = {
     "pretrain.eval_documents": 5,
     "pretrain.sample_every": 10,
     "pretrain.checkpoint_every": 4,
+    "preferences.source": "stories",  # a model of 40 steps writes nothing that the judge could prefer
     "preferences.pairs": 80,
     "preferences.pairs_per_story": 2,
     "dpo.warmup_steps": 1,
+    "dpo.scope": "fork",
+    "dpo.sft_weight": 1.0,
     "dpo.batch_size": 8,
     "dpo.log_every": 2,
     "dpo.eval_every": 4,

@@ -14,6 +14,9 @@ from llm.preferences import Pair, PreferencesConfig, cleaned, hashed_split, pair
 CONFIG = PreferencesConfig(
     source="stories",
     pairs=200,
+    openings=10,
+    tries=2,
+    temperature=0.7,
     pairs_per_story=3,
     held_out_share=0.1,
     paths=(),
@@ -34,6 +37,9 @@ def untouched() -> Iterator[str]:
     [
         ({"pairs": 0}, "pairs"),
         ({"pairs_per_story": 0}, "pairs_per_story"),
+        ({"openings": 0}, "openings"),
+        ({"tries": 1}, "tries"),
+        ({"temperature": 0.0}, "temperature"),
         ({"held_out_share": 0.0}, "held_out_share"),
         ({"held_out_share": 1.0}, "held_out_share"),
         ({"prompt_characters": 0}, "prompt_characters"),

@@ -149,7 +149,7 @@ def test_invalid_utf8_is_replaced_and_counted(project: Project) -> None:
     done = project.run("stages.download")
     assert done.returncode == 0, done.stderr
     assert "3 malformed sequences replaced" in done.stdout
-    counts = json.loads((project.folder / "reports/corpus.json").read_text())
+    counts = json.loads((project.folder / "data/corpus/manifest.json").read_text())
     assert (counts["documents"], counts["invalid_utf8"]) == (40, 3)
 
 

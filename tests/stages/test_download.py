@@ -19,6 +19,9 @@ class Recorder:
     def metrics(self, values: dict[str, float]) -> None:
         self.told["metrics"] = values
 
+    def tags(self, values: dict[str, str]) -> None:
+        self.told["tags"] = values
+
     def artifact(self, path: Path) -> None:
         self.told["artifact"] = path
 
@@ -39,6 +42,7 @@ def test_the_stage_writes_the_corpus_and_tells_its_counts(
     assert stage.told["metrics"]["duplicates"] == 1
     counts = {"train": 1, "val": 1, "test": 1}
     assert stage.told["dataset"] == ("corpus", "files", manifest["digest"], counts)
+    assert stage.told["tags"] == {"corpus.source": "files", "corpus.digest": manifest["digest"]}
     assert stage.told["artifact"] == Path("data/corpus/manifest.json")
     assert "3 documents" in capsys.readouterr().out
     assert sorted(p.name for p in Path("data/corpus").iterdir()) == ["manifest.json", "test", "train", "val"]

@@ -45,7 +45,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -108,7 +108,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import PrefectHTTPStatusError
 name, parameters = sys.argv[1], json.loads(sys.argv[2])
 try:
-    run = run_deployment(name, parameters=parameters, timeout=60, poll_interval=0.3)
+    run = run_deployment(name, parameters=parameters, timeout=180, poll_interval=0.3)
 except PrefectHTTPStatusError as error:
     print(json.dumps(["refused", error.response.text, {}, []]))
     sys.exit()

@@ -43,6 +43,7 @@ class Cache:
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
+        self.room = 0  # positions that the longest row fills
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these."""
@@ -79,19 +80,26 @@ class Attention(nn.Module):
         if cache is None:
             y = ATTENTIONS[self.config.attention](q, k, v, documents)
         else:
-            memory, layer, places = cache
-            rows = torch.arange(B, device=x.device)[:, None]
-            memory.keys[layer][rows, :, places] = k.transpose(1, 2).to(memory.keys.dtype)
-            memory.values[layer][rows, :, places] = v.transpose(1, 2).to(memory.values.dtype)
-            seen = torch.arange(memory.keys.shape[3], device=x.device) <= places[:, :, None]  # (B, T, T_max)
-            y = F.scaled_dot_product_attention(
-                q,
-                memory.keys[layer].to(q.dtype),
-                memory.values[layer].to(q.dtype),
-                attn_mask=seen[:, None],
-                enable_gqa=self.config.n_kv_head != self.config.n_head,
-            )
+            y = self._remembered(q, k, v, *cache)
         return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+    def _remembered(self, q: Tensor, k: Tensor, v: Tensor, memory: Cache, layer: int, places: Tensor) -> Tensor:
+        """Attention of q (B, H, T, E) to all that the cache holds once k and v (B, K, T, E) are at `places` (B, T)."""
+        B, H, T, E = q.shape
+        K, room = k.shape[1], memory.room
+        rows = torch.arange(B, device=q.device)[:, None]
+        memory.keys[layer][rows, :, places] = k.transpose(1, 2).to(memory.keys.dtype)
+        memory.values[layer][rows, :, places] = v.transpose(1, 2).to(memory.values.dtype)
+        seen = torch.arange(room, device=q.device) <= places[:, :, None]  # (B, T, room)
+        # The H / K heads that share keys stand as more queries to them, so that no key is copied for each.
+        shared = q.view(B, K, H // K, T, E).transpose(2, 3).reshape(B, K, -1, E)
+        y = F.scaled_dot_product_attention(
+            shared,
+            memory.keys[layer, :, :, :room].to(q.dtype),
+            memory.values[layer, :, :, :room].to(q.dtype),
+            attn_mask=seen.repeat_interleave(H // K, dim=1)[:, None],
+        )
+        return y.view(B, K, T, H // K, E).transpose(2, 3).reshape(B, H, T, E)
 
 
 class Block(nn.Module):
@@ -154,6 +162,7 @@ class Transformer(nn.Module):
         places = None  # 0, 1, 2, … in every row
         if cache is not None:
             places = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)  # (B, T)
+            cache.room = int(places.max()) + 1
         x, rotation = self.position(self.embedding(ids), places)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):

@@ -40,7 +40,8 @@ from llm.optim.schedules import SCHEDULES
 class PretrainConfig:
     """Raises ConfigError."""
 
-    steps: int  # optimizer steps
+    start_from: str  # a model folder whose weights to begin with; empty: weights drawn at random
+    steps: int  # optimizer steps; 0 takes the weights of `start_from` as they are
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
@@ -66,7 +67,9 @@ class PretrainConfig:
     checkpoint_every: int  # steps
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "micro_batch_size", "lr", "muon_lr", "grad_clip"):
+        if self.steps < 0 or (self.steps == 0 and not self.start_from):
+            raise ConfigError("steps", f"{self.steps} is not positive (0 is for weights named by start_from)")
+        for name in ("batch_size", "micro_batch_size", "lr", "muon_lr", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
         for name in ("log_every", "eval_every", "eval_documents", "sample_every", "checkpoint_every"):
@@ -84,7 +87,7 @@ class PretrainConfig:
         for name in ("weight_decay", "max_skips"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
-        if not 0 <= self.warmup_steps <= self.steps:
+        if self.warmup_steps < 0 or 0 < self.steps < self.warmup_steps:
             raise ConfigError("warmup_steps", f"{self.warmup_steps} is not between 0 and steps ({self.steps})")
 
 
@@ -134,6 +137,9 @@ def pretrain(
     guard = Guard(compute.device, config.max_skips if config.on_nonfinite == "skip" else 0, compute.scales_loss)
     start, records = restore(model, optimizer, checkpoints, guard.state)
     yield from records
+    if config.steps == 0:
+        yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in evaluate(model).items()})
+        return
     hidden = compute.compiled(model.hidden)
     flops_per_step = 0
     peak = compute.measure_peak()

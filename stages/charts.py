@@ -154,6 +154,8 @@ def before_and_after(figures: Figures) -> Figure:
     return figure
 
 
+FROM_TRAINING = ("loss_by_tokens", "bits_per_byte", "loss_by_flops", "diagnostics")  # a given model has none of these
+
 CHARTS: dict[str, Callable[[Figures], Figure]] = {
     "loss_by_tokens": loss_by_tokens,
     "bits_per_byte": bits_per_byte,
@@ -162,6 +164,12 @@ CHARTS: dict[str, Callable[[Figures], Figure]] = {
     "dpo": dpo_curves,
     "before_and_after": before_and_after,
 }
+
+
+def drawable(figures: Figures) -> list[str]:
+    """The charts that there are figures for."""
+    trained = "loss" in figures.pretrain
+    return [name for name in CHARTS if trained or name not in FROM_TRAINING]
 
 
 def draw(name: str, figures: Figures) -> tuple[bytes, str]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from llm.batches import Batches
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import sample
+from llm.errors import WordmillError
 from llm.evaluate import score_documents
 from llm.generate import Sampling, generate
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
 from llm.model.transformer import Transformer
-from llm.pretrain import PretrainConfig, pretrain
+from llm.pretrain import PretrainConfig, Record, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.records import Teller, summary, write_curve
@@ -40,8 +41,7 @@ def run(params: Params, stage: Stage) -> None:
     shards = ShardSet.open(Path("data/shards/train"), tokenizer.fingerprint)
     batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)
     validation = sample(Path("data/corpus/val"), config.eval_documents)
-    model = Transformer(params.model, tokenizer.vocab_size)
-    model.initialise(config.seed)
+    model = beginning(params, tokenizer)
     rows = parameters(params.model, tokenizer.vocab_size)
     chosen = " (auto)" if params.compute.device == "auto" else ""
     print(f"{sum(rows.values()):,} parameters on {compute}{chosen}", flush=True)
@@ -59,7 +59,7 @@ def run(params: Params, stage: Stage) -> None:
         (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
         return tokenizer.decode(ids)
 
-    records = []
+    records: list[Record] = []
     with Teller(stage, config.steps) as tell:
         for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch):
             records.append(record)
@@ -73,6 +73,35 @@ def run(params: Params, stage: Stage) -> None:
     }
     summary(records, Path("reports/pretrain.json"), extra)
     stage.artifact(OUT / "config.json", "model")
+
+
+def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
+    """The model before its first step. Raises WordmillError where `pretrain.start_from` is not of `model`'s shape."""
+    model = Transformer(params.model, tokenizer.vocab_size)
+    if not params.pretrain.start_from:
+        model.initialise(params.pretrain.seed)
+        return model
+    place = Path(params.pretrain.start_from)
+    given = folder.load(place)
+    # A run's own matter: how attention is computed, dropout, and the context where no weight depends on it.
+    free = {"attention", "dropout"} | ({"block_size"} if params.model.position != "learned" else set())
+    free |= {"rope_theta"} if params.model.position != "rope" else set()
+    wanted = {name: value for name, value in vars(params.model).items() if name not in free}
+    other = [
+        f"model.{name}={getattr(given.config, name)}" for name in wanted if getattr(given.config, name) != wanted[name]
+    ]
+    if other:
+        raise WordmillError(
+            f"pretrain.start_from: {place} is of another shape than the section model; set {' '.join(other)}"
+        )
+    if given.vocab_size != tokenizer.vocab_size:
+        raise WordmillError(
+            f"pretrain.start_from: {place} has {given.vocab_size:,} tokens, the tokenizer {tokenizer.vocab_size:,}; "
+            "take the model's own, with tokenizer.kind: file and tokenizer.path"
+        )
+    model.load_state_dict(given.state_dict())
+    print(f"begins with the weights of {place}", flush=True)
+    return model
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from stages.charts import CHARTS, Figures, draw, read_curve
+from stages.charts import Figures, draw, drawable, read_curve
 from stages.stage import Stage, main
 
 REPORTS = Path("reports")
@@ -42,7 +42,7 @@ def run(params: Params, stage: Stage) -> None:
     plots = REPORTS / "plots"
     plots.mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for name in CHARTS:
+    for name in drawable(figures):
         png, pictures[name] = draw(name, figures)
         (plots / f"{name}.png").write_bytes(png)
         stage.artifact(plots / f"{name}.png", "plots")

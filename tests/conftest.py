@@ -1,6 +1,9 @@
 """What all tests share: where the optional data lies, one thread, a tiny model."""
 
+import importlib
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import torch
 from llm.compute import Compute, ComputeConfig
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
+from stages import params
 
+STAGES = ("download", "tokenizer", "shards", "pretrain", "preferences", "dpo", "evaluate", "samples", "report")
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
@@ -69,3 +74,37 @@ def tiny_model(tiny_config: ModelConfig) -> Transformer:
             if weight.ndim > 1:
                 weight *= 2
     return model.eval()
+
+
+class Told:
+    """Stands for a stage's surroundings: a new scratch folder, and figures go nowhere."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.scratch = Path("runs") / name
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.scratch.mkdir(parents=True)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        assert all(isinstance(value, float | int) for value in values.values())
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        assert path.exists()
+
+    def dataset(self, name: str, source: str, digest: str, counts: dict[str, int]) -> None:
+        assert counts
+
+    def tags(self, values: dict[str, str]) -> None:
+        assert values
+
+
+@pytest.fixture
+def run_stages() -> Callable[..., None]:
+    """Runs the stages named, or all, in this process and folder, by its params.yaml."""
+
+    def run(*names: str) -> None:
+        for name in names or STAGES:
+            module = importlib.import_module(f"stages.{name}")
+            module.run(params.load(module.Params), Told(name))
+
+    return run

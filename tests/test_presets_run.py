@@ -5,11 +5,11 @@ own on disk, in the place of a hub's data set, of books and of Shakespeare. The 
 the other in the order of DVC's graph; what surrounds them (locks, MLflow) has tests of its own.
 """
 
-import importlib
 import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from stages import params, schema
 
 REPO = Path(__file__).parents[1]
 PAGE = (REPO / "docs/presets.md").read_text(encoding="utf-8")
-STAGES = ("download", "tokenizer", "shards", "pretrain", "preferences", "dpo", "evaluate", "samples", "report")
 NAMES = sorted(path.stem for path in (REPO / "presets").glob("*.yaml") if path.stem != "default")
 # `wordmill use NAME …`, the line going on behind a backslash.
 COMMAND = re.compile(r"^    wordmill use ((?:.*\\\n)*.*)$", re.MULTILINE)
@@ -43,27 +42,6 @@ def commands(name: str) -> list[dict[str, Any]]:
         assert set(words[1::2]) == {"--set"}
         found.append(presets.parsed(words[2::2]))
     return found
-
-
-class Told:
-    """Stands for the stage: a scratch folder, and figures go nowhere."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.scratch = Path("runs") / name
-        self.scratch.mkdir(parents=True)
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        assert all(isinstance(value, float | int) for value in values.values())
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        assert path.exists()
-
-    def dataset(self, name: str, source: str, digest: str, counts: dict[str, int]) -> None:
-        assert counts
-
-    def tags(self, values: dict[str, str]) -> None:
-        assert values
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +63,12 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_runs_through_all_stages(
-    name: str, repo: Path, texts: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    repo: Path,
+    texts: Path,
+    run_stages: Callable[..., None],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     changes = commands(name)[-1]
     plain = schema.check(params_of(presets.from_preset(name, {})))
@@ -96,10 +79,7 @@ def test_a_preset_runs_through_all_stages(
     changes |= {"compute.device": "cpu", "compute.threads": 1}  # beside other tests, two threads wait for each other
     Path("params.yaml").write_text(presets.from_preset(name, changes))
 
-    for stage in STAGES:
-        module = importlib.import_module(f"stages.{stage}")
-        module.run(params.load(module.Params), Told(stage))
-
+    run_stages()
     chosen = schema.check(params.document(Path("params.yaml")))
     vocab_size = Tokenizer.load(Path("models/dpo")).vocab_size
     for model in ("base", "dpo"):

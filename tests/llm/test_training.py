@@ -24,6 +24,7 @@ from llm.scoring import Segment, logprobs, score
 pytestmark = pytest.mark.usefixtures("no_peak")
 
 PRETRAIN = PretrainConfig(
+    start_from="",
     steps=12,
     batch_size=4,
     micro_batch_size=2,

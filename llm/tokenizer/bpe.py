@@ -1,6 +1,6 @@
-"""BPE training, fast: the merges of `reference.py`, touching only what a merge changes.
+"""BPE training, fast: the merges of `reference.py`, touching only what a merge changes, compiled by numba.
 
-All distinct words stand one after the other in one list, a border between each two. A token that covers the bytes
+All distinct words stand one after the other in one array, a border between each two. A token that covers the bytes
 [start, end) has its id written at `start` and at `end - 1`, so its neighbours are found without links: the one to the
 right begins at `end`, the one to the left ends at `start - 1`, and an id tells its length. What lies between the two
 marks is stale and never read as a token, because a place counts only if both marks agree.
@@ -12,123 +12,142 @@ Two facts make it exact:
 - Hence a heap entry that is out of date is too high, never too low: correct it when it comes to the top, and the
   first one that is right is the true maximum, ties included.
 
-For every pair a list holds where it occurs, in rising order (which keeps merging from the left in runs such as
-`aaaa`); places where the pair has gone in the meantime are recognised by their marks and skipped.
+For every pair a linked list holds where it occurs, in rising order (which keeps merging from the left in runs such as
+`aaaa`), and every place knows its pair, so a place where the pair has gone in the meantime is recognised. A pair that a
+merge makes holds the new token, so its number is found by its other token alone, without hashing. A merge shortens the
+text by a token and makes two pairs at most, which bounds all arrays: three places and pairs for each byte.
 """
 
 import heapq
-from array import array
-from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from numba import njit
 
+from llm.errors import WordmillError
 from llm.tokenizer.reference import Pair
+from llm.tokenizer.words import Words
 
 BORDER = -1
+NONE = -1
 SHIFT = 32  # a pair as one integer: left << SHIFT | right, which sorts like the pair
 LOW = (1 << SHIFT) - 1
+LONGEST = (1 << 31) // 3  # bytes of distinct words: places are 32-bit numbers
 
 
-def train(
-    words: Mapping[bytes, int], merges: int, min_count: int = 2, tell: Callable[[], object] = lambda: None
-) -> list[Pair]:
+def train(words: Words, merges: int, min_count: int = 2) -> list[Pair]:
     """Up to `merges` pairs in the order in which they are merged; the same as `reference.train`.
 
-    `tell` is called after every merge.
+    Raises WordmillError for more distinct words than 32-bit numbers can count the bytes of.
     """
-    marks, weight = _lay_out(words)
-    counts, places = _first_pairs(marks, weight)
-    ids: list[int] = marks.tolist()
-    weights: list[int] = weight.tolist()
-    length = [1] * 256
-    heap = [(-count, key) for key, count in counts.items()]
+    size = len(words.text) + words.distinct + 1
+    if size > LONGEST:
+        raise WordmillError(
+            f"the corpus has {size:,} bytes of distinct words, of which {LONGEST:,} at most can be merged; "
+            "set tokenizer.max_train_bytes to train on a sample"
+        )
+    if not words.distinct:
+        return []
+    lengths = np.diff(words.ends)
+    owner = np.repeat(np.arange(words.distinct, dtype=np.int32), lengths + 1)
+    ids = np.full(size, BORDER, np.int32)
+    ids[1 + np.arange(len(words.text)) + np.repeat(np.arange(words.distinct), lengths)] = words.text
+    learned = _merge_all(ids, np.concatenate([owner[:1], owner]), words.counts, merges, min_count)
+    return [(int(pair >> SHIFT), int(pair & LOW)) for pair in learned]
+
+
+@njit(cache=True, nogil=True)
+def _merge_all(ids: np.ndarray, owner: np.ndarray, times: np.ndarray, merges: int, min_count: int) -> np.ndarray:
+    """The pairs merged, as integers. `ids` is the text as laid out above; word `owner[at]` occurs `times[owner]`."""
+    most = 3 * len(ids) + 1
+    keys, counts = np.empty(most, np.int64), np.zeros(most, np.int64)  # of each pair
+    first, last = np.full(most, NONE, np.int32), np.empty(most, np.int32)  # its list of places
+    place, following = np.empty(most, np.int32), np.empty(most, np.int32)
+    pair_at = np.full(len(ids), NONE, np.int32)  # the pair whose left token starts there
+    pairs = places = 0
+
+    of_bytes = np.full(1 << 16, NONE, np.int32)
+    for at in range(len(ids) - 1):
+        if ids[at] != BORDER and ids[at + 1] != BORDER:
+            pair = of_bytes[ids[at] << 8 | ids[at + 1]]
+            if pair == NONE:
+                pair, pairs = pairs, pairs + 1
+                of_bytes[ids[at] << 8 | ids[at + 1]] = pair
+                keys[pair] = np.int64(ids[at]) << SHIFT | ids[at + 1]
+            counts[pair] += times[owner[at]]
+            pair_at[at] = pair
+            places = _append(first, last, place, following, pair, at, places)
+    heap = [(-counts[pair], keys[pair], pair) for pair in range(pairs)]
     heapq.heapify(heap)
-    learned: list[Pair] = []
-    while heap and len(learned) < merges:
-        negative, key = heapq.heappop(heap)
-        count = counts[key]
+
+    length = np.ones(256 + merges, np.int32)
+    behind_token = np.full(256 + merges, NONE, np.int32)  # the pair of that token and the new one
+    before_token = np.full(256 + merges, NONE, np.int32)  # the pair of the new token and that one
+    learned = np.empty(merges, np.int64)
+    done = 0
+    while done < merges and len(heap) > 0:
+        negative, key, pair = heapq.heappop(heap)
+        count = counts[pair]
         if count < min_count:  # fallen since, or never enough
             continue
         if count != -negative:
-            heapq.heappush(heap, (-count, key))
+            heapq.heappush(heap, (-count, key, pair))
             continue
-        left, right = key >> SHIFT, key & LOW
-        new = len(length)
-        length.append(length[left] + length[right])
-        learned.append((left, right))
-        made = _merge(left, right, new, ids, weights, length, counts, places)
-        for born in made:
-            if counts[born] >= min_count:
-                heapq.heappush(heap, (-counts[born], born))
-        tell()
-    return learned
+        left, right, new = key >> SHIFT, key & LOW, 256 + done
+        length[new] = length[left] + length[right]
+        learned[done] = key
+        done += 1
+        oldest = pairs  # pairs from here on are made by this merge
+        entry = first[pair]
+        while entry != NONE:
+            start = place[entry]
+            entry = following[entry]
+            if pair_at[start] != pair:
+                continue
+            after = start + length[left]
+            end = after + length[right]
+            weight = times[owner[start]]
+            before, behind = np.int64(ids[start - 1]), np.int64(ids[end])
+            if before != BORDER:
+                at = start - length[before]
+                counts[pair_at[at]] -= weight
+                if behind_token[before] == NONE:
+                    behind_token[before] = pairs
+                    keys[pairs] = before << SHIFT | new
+                    pairs += 1
+                made = behind_token[before]
+                counts[made] += weight
+                pair_at[at] = made
+                places = _append(first, last, place, following, made, at, places)
+            pair_at[start] = pair_at[after]
+            pair_at[after] = NONE
+            if behind != BORDER:
+                counts[pair_at[start]] -= weight
+                if before_token[behind] == NONE:
+                    before_token[behind] = pairs
+                    keys[pairs] = np.int64(new) << SHIFT | behind
+                    pairs += 1
+                made = before_token[behind]
+                counts[made] += weight
+                pair_at[start] = made
+                places = _append(first, last, place, following, made, start, places)
+            ids[start] = ids[end - 1] = new
+        counts[pair] = 0
+        for made in range(oldest, pairs):
+            behind_token[keys[made] >> SHIFT] = before_token[keys[made] & LOW] = NONE
+            if counts[made] >= min_count:
+                heapq.heappush(heap, (-counts[made], keys[made], made))
+    return learned[:done]
 
 
-def _merge(
-    left: int,
-    right: int,
-    new: int,
-    ids: list[int],
-    weights: list[int],
-    length: list[int],
-    counts: dict[int, int],
-    places: dict[int, Iterable[int]],
-) -> list[int]:
-    """Replace the pair everywhere by `new` and bring counts and places up to date; the pairs that this has made."""
-    key = left << SHIFT | right
-    size_left, size_right = length[left], length[right]
-    born: dict[int, array[int]] = {}
-    for start in places.pop(key):
-        after = start + size_left
-        if ids[start] != left or ids[after - 1] != left or ids[after] != right:
-            continue
-        end = after + size_right
-        weight = weights[start]
-        before, behind = ids[start - 1], ids[end]
-        if before != BORDER:
-            counts[before << SHIFT | left] -= weight
-            pair = before << SHIFT | new
-            if pair not in born:
-                born[pair] = array("q")
-                counts[pair] = 0
-            counts[pair] += weight
-            born[pair].append(start - length[before])
-        if behind != BORDER:
-            counts[right << SHIFT | behind] -= weight
-            pair = new << SHIFT | behind
-            if pair not in born:
-                born[pair] = array("q")
-                counts[pair] = 0
-            counts[pair] += weight
-            born[pair].append(start)
-        ids[start] = ids[end - 1] = new
-    del counts[key]
-    places.update(born)
-    return list(born)
-
-
-def _lay_out(words: Mapping[bytes, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The bytes of all words with borders around them, and at each byte how often its word occurs."""
-    lengths = np.fromiter((len(word) + 1 for word in words), np.int64, len(words))
-    times = np.fromiter(words.values(), np.int64, len(words))
-    text = np.frombuffer(b"".join(word + b"\0" for word in words), np.uint8)
-    marks = np.full(len(text) + 1, BORDER, np.int64)
-    marks[1:] = text
-    marks[np.cumsum(lengths)] = BORDER
-    return marks, np.concatenate([np.zeros(1, np.int64), np.repeat(times, lengths)])
-
-
-def _first_pairs(marks: np.ndarray, weight: np.ndarray) -> tuple[dict[int, int], dict[int, Iterable[int]]]:
-    """Counts and places of all pairs of bytes."""
-    at = np.flatnonzero((marks[:-1] != BORDER) & (marks[1:] != BORDER))
-    keys = marks[at] << SHIFT | marks[at + 1]
-    order = np.argsort(keys, kind="stable")
-    keys, at = keys[order], at[order]
-    pairs, first = np.unique(keys, return_index=True)
-    totals = np.add.reduceat(weight[at], first) if len(at) else np.zeros(0, np.int64)
-    counts = dict(zip(pairs.tolist(), totals.tolist(), strict=True))
-    places: dict[int, Iterable[int]] = {
-        pair: array("q", part.tobytes())
-        for pair, part in zip(pairs.tolist(), np.split(at, first[1:]) if len(at) else [], strict=True)
-    }
-    return counts, places
+@njit(cache=True, nogil=True)
+def _append(
+    first: np.ndarray, last: np.ndarray, place: np.ndarray, following: np.ndarray, pair: int, at: int, places: int
+) -> int:
+    """Put `at` behind the pair's other places; how many places there are now."""
+    place[places], following[places] = at, NONE
+    if first[pair] == NONE:
+        first[pair] = places
+    else:
+        following[last[pair]] = places
+    last[pair] = places
+    return places + 1

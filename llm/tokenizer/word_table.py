@@ -1,0 +1,139 @@
+"""A table of distinct words that compiled code fills: open addressing, the words' bytes end to end in one array.
+
+numba has a dictionary of its own, which takes longer to compile than all of this and to look up than a word takes to
+find. A table grows only between two calls of compiled code, which therefore stops when there is no room left.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from llm.tokenizer.scan import Classes, word_end
+
+EMPTY = -1
+WHOLE = -1  # in the place of a pattern: a document is one word
+HASH, BEGIN, LENGTH, COUNT = range(4)  # columns of a word's row: one row, half a line of the processor's cache
+
+
+class Numbered(NamedTuple):
+    """A batch of documents as numbers of words."""
+
+    words: np.ndarray  # int32, the documents one behind the other
+    ends: np.ndarray  # int64: where each document ends in `words`, from 0 on
+
+
+class WordTable:
+    """Distinct words, numbered from 0 in the order in which they come, and how often each has come."""
+
+    def __init__(self, pattern: int) -> None:
+        words = 1 << 16
+        self.pattern = pattern  # by its number in `scan.SCANNED`, or WHOLE
+        self.classes = Classes()
+        self.slots = np.full(2 * words, EMPTY, np.int32)  # word numbers; a power of two of them
+        self.rows = np.empty((words, 4), np.int64)
+        self.text = np.empty(1 << 20, np.uint8)
+        self.used = np.zeros(2, np.int64)  # words, bytes of text; an array, so that compiled code can change it
+
+    def __len__(self) -> int:
+        return int(self.used[0])
+
+    def add(self, text: np.ndarray, ends: np.ndarray, times: np.ndarray) -> Numbered:
+        """Number the words of documents: UTF-8 end to end (uint8), and where each ends (int64, from 0 on).
+
+        The words of document i count times[i] times each, or once if there are no `times`.
+        """
+        self.classes.learn(text)
+        numbers, number_ends = np.empty(len(text), np.int32), np.zeros(len(ends), np.int64)
+        state = np.zeros(3, np.int64)
+        while state[0] < len(ends) - 1:
+            tables = (self.slots, self.rows, self.text, self.used)
+            _add(text, ends, times, self.classes.table, self.pattern, state, *tables, numbers, number_ends)
+            if state[0] < len(ends) - 1:
+                self._grow(int(np.diff(ends).max()))
+        return Numbered(numbers[: state[2]], number_ends)
+
+    def _grow(self, longest: int) -> None:
+        """Room for twice the words, and for one of `longest` bytes at least."""
+        words, used = self.used.tolist()
+        if 2 * words >= len(self.rows):
+            self.rows = np.concatenate([self.rows[:words], np.empty((2 * len(self.rows) - words, 4), np.int64)])
+            self.slots = np.full(2 * len(self.slots), EMPTY, np.int32)
+            _place_all(self.slots, self.rows, words)
+        if used + longest > len(self.text) // 2:
+            self.text = np.concatenate([self.text[:used], np.empty(used + 2 * longest, np.uint8)])
+
+
+@njit(cache=True, nogil=True)
+def _add(
+    text: np.ndarray,
+    ends: np.ndarray,
+    times: np.ndarray,
+    classes: np.ndarray,
+    pattern: int,
+    state: np.ndarray,
+    slots: np.ndarray,
+    rows: np.ndarray,
+    words: np.ndarray,
+    used: np.ndarray,
+    numbers: np.ndarray,
+    number_ends: np.ndarray,
+) -> None:
+    """Go on from `state` (document, byte, words so far) until the table is full, or to the end.
+
+    One function rather than three: where arrays are handed on inside a loop, numba counts references for each word,
+    which takes longer than all the rest (docs/LOG.md, 2026-11-25).
+    """
+    document, at, done = state[0], state[1], state[2]
+    mask = np.uint64(len(slots) - 1)
+    while document < len(ends) - 1:
+        end = ends[document + 1]
+        count = times[document] if len(times) > 0 else 1
+        while at < end:
+            after = end if pattern == WHOLE else word_end(text, at, end, classes, pattern)
+            length = after - at
+            code = np.uint64(0xCBF29CE484222325)  # FNV-1a
+            for place in range(at, after):
+                code = (code ^ np.uint64(text[place])) * np.uint64(0x100000001B3)
+            slot = (code ^ (code >> np.uint64(32))) & mask
+            found = -1
+            while slots[slot] >= 0:
+                word = np.uint64(slots[slot])
+                if rows[word, HASH] == np.int64(code) and rows[word, LENGTH] == length:
+                    begin = rows[word, BEGIN]
+                    same = 0
+                    while same < length and words[begin + same] == text[at + same]:
+                        same += 1
+                    if same == length:
+                        found = np.int64(word)
+                        break
+                slot = (slot + np.uint64(1)) & mask
+            if found < 0:
+                found, begin = used[0], used[1]
+                if found == len(rows) or begin + length > len(words):
+                    state[0], state[1], state[2] = document, at, done
+                    return
+                for place in range(length):
+                    words[begin + place] = text[at + place]
+                rows[found, HASH], rows[found, BEGIN] = np.int64(code), begin
+                rows[found, LENGTH], rows[found, COUNT] = length, 0
+                slots[slot] = found
+                used[0], used[1] = found + 1, begin + length
+            rows[found, COUNT] += count
+            numbers[done] = found
+            done += 1
+            at = after
+        document += 1
+        number_ends[document] = done
+    state[0], state[1], state[2] = document, at, done
+
+
+@njit(cache=True, nogil=True)
+def _place_all(slots: np.ndarray, rows: np.ndarray, words: int) -> None:
+    mask = np.uint64(len(slots) - 1)
+    for word in range(words):
+        code = np.uint64(rows[word, HASH])
+        slot = (code ^ (code >> np.uint64(32))) & mask
+        while slots[slot] != EMPTY:
+            slot = (slot + np.uint64(1)) & mask
+        slots[slot] = word

@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.corpus.documents import documents, manifest, sample
+from llm.corpus.documents import documents, manifest, sample, utf8_batches
 from llm.progress import progress
 from llm.tokenizer.compare import measure, table
 from llm.tokenizer.config import TokenizerConfig
 from llm.tokenizer.diagnostics import longest_tokens
 from llm.tokenizer.tokenizer import files
 from llm.tokenizer.train import Made, make
+from llm.tokenizer.word_table import Batch
+from llm.tokenizer.words import Texts
 from stages.metrics import write_json
 from stages.stage import Stage, main
 
@@ -85,14 +87,19 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def _make(config: TokenizerConfig, corpus: dict[str, Any]) -> Made:
-    def texts() -> Iterator[str]:
-        total = corpus["splits"]["train"]["documents"]
-        return iter(progress(documents(CORPUS / "train"), total=total, unit="documents", label="tokenizer: reading"))
+    with progress(total=corpus["splits"]["train"]["bytes"], unit="B", label="tokenizer: reading") as bar:
 
-    if config.kind != "bpe":
-        return make(config, texts)
-    with progress(total=config.vocab_size - 256 - len(config.special_tokens), unit="merges", label="tokenizer") as bar:
-        return make(config, texts, bar.update)
+        def strings() -> Iterator[str]:
+            for text in documents(CORPUS / "train"):
+                yield text
+                bar.update(len(text.encode()))
+
+        def batches() -> Iterator[Batch]:
+            for text, ends in utf8_batches(CORPUS / "train"):
+                yield Batch(text, ends)
+                bar.update(len(text))
+
+        return make(config, Texts(strings, batches))
 
 
 if __name__ == "__main__":

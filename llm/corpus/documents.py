@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -43,6 +44,14 @@ def documents(folder: Path, *, verify: bool = False) -> Iterator[str]:
     if verify:
         check(folder)
     return (text for path in paths for text in read_column(path, "text"))
+
+
+def utf8_batches(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same texts a row group at a time, as they lie on disk: UTF-8 end to end, and where each text ends.
+
+    The bytes are uint8 and read-only, the ends int64, the first of them 0. Raises WordmillError.
+    """
+    return (batch for path in parts(folder) for batch in read_utf8(path))
 
 
 def sample(folder: Path, count: int) -> list[str]:
@@ -87,14 +96,29 @@ def check(folder: Path) -> None:
 
 def read_column(path: Path, column: str) -> Iterator[str]:
     """One column of a part, a row group at a time. Raises WordmillError."""
+    for values in _read(path, column):
+        yield from values.to_pylist()
+
+
+def _read(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns=[column])[column].to_pylist()
+                yield file.read_row_group(group, columns=[column])[column]
     except (pa.ArrowException, OSError, KeyError) as error:
         raise WordmillError(
             f"{path}: cannot be read as a part of the corpus ({_line(error)}); run the stage `download` again"
         ) from None
+
+
+def read_utf8(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The texts of a part as `utf8_batches` gives them. Raises WordmillError."""
+    for column in _read(path, "text"):
+        for chunk in column.chunks:
+            _, offsets, data = chunk.buffers()
+            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
+            text = np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8)
+            yield text[ends[0] : ends[-1]], ends - ends[0]
 
 
 def write_part(path: Path, rows: Sequence[Row]) -> str:

@@ -75,13 +75,18 @@ def _merge_all(ids: np.ndarray, owner: np.ndarray, times: np.ndarray, merges: in
                 keys[pair] = np.int64(ids[at]) << SHIFT | ids[at + 1]
             counts[pair] += times[owner[at]]
             pair_at[at] = pair
-            places = _append(first, last, place, following, pair, at, places)
+            place[places], following[places] = at, NONE
+            if first[pair] == NONE:
+                first[pair] = places
+            else:
+                following[last[pair]] = places
+            last[pair] = places
+            places += 1
     heap = [(-counts[pair], keys[pair], pair) for pair in range(pairs)]
     heapq.heapify(heap)
 
     length = np.ones(256 + merges, np.int32)
-    behind_token = np.full(256 + merges, NONE, np.int32)  # the pair of that token and the new one
-    before_token = np.full(256 + merges, NONE, np.int32)  # the pair of the new token and that one
+    made_with = np.full((2, 256 + merges), NONE, np.int32)  # pairs (token, new) and (new, token)
     learned = np.empty(merges, np.int64)
     done = 0
     while done < merges and len(heap) > 0:
@@ -106,48 +111,31 @@ def _merge_all(ids: np.ndarray, owner: np.ndarray, times: np.ndarray, merges: in
             after = start + length[left]
             end = after + length[right]
             weight = times[owner[start]]
-            before, behind = np.int64(ids[start - 1]), np.int64(ids[end])
-            if before != BORDER:
-                at = start - length[before]
+            pair_at[start], pair_at[after] = pair_at[after], NONE
+            for side in range(2):
+                token = np.int64(ids[start - 1] if side == 0 else ids[end])
+                if token == BORDER:
+                    continue
+                at = start - length[token] if side == 0 else start
                 counts[pair_at[at]] -= weight
-                if behind_token[before] == NONE:
-                    behind_token[before] = pairs
-                    keys[pairs] = before << SHIFT | new
-                    pairs += 1
-                made = behind_token[before]
+                made = made_with[side, token]
+                if made == NONE:
+                    made, pairs = pairs, pairs + 1
+                    made_with[side, token] = made
+                    keys[made] = token << SHIFT | new if side == 0 else new << SHIFT | token
                 counts[made] += weight
                 pair_at[at] = made
-                places = _append(first, last, place, following, made, at, places)
-            pair_at[start] = pair_at[after]
-            pair_at[after] = NONE
-            if behind != BORDER:
-                counts[pair_at[start]] -= weight
-                if before_token[behind] == NONE:
-                    before_token[behind] = pairs
-                    keys[pairs] = np.int64(new) << SHIFT | behind
-                    pairs += 1
-                made = before_token[behind]
-                counts[made] += weight
-                pair_at[start] = made
-                places = _append(first, last, place, following, made, start, places)
+                place[places], following[places] = at, NONE
+                if first[made] == NONE:
+                    first[made] = places
+                else:
+                    following[last[made]] = places
+                last[made] = places
+                places += 1
             ids[start] = ids[end - 1] = new
         counts[pair] = 0
         for made in range(oldest, pairs):
-            behind_token[keys[made] >> SHIFT] = before_token[keys[made] & LOW] = NONE
+            made_with[0, keys[made] >> SHIFT] = made_with[1, keys[made] & LOW] = NONE
             if counts[made] >= min_count:
                 heapq.heappush(heap, (-counts[made], keys[made], made))
     return learned[:done]
-
-
-@njit(cache=True, nogil=True)
-def _append(
-    first: np.ndarray, last: np.ndarray, place: np.ndarray, following: np.ndarray, pair: int, at: int, places: int
-) -> int:
-    """Put `at` behind the pair's other places; how many places there are now."""
-    place[places], following[places] = at, NONE
-    if first[pair] == NONE:
-        first[pair] = places
-    else:
-        following[last[pair]] = places
-    last[pair] = places
-    return places + 1

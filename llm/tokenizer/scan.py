@@ -73,15 +73,15 @@ def word_end(text: np.ndarray, at: int, end: int, classes: np.ndarray, pattern: 
     `text` is valid UTF-8 (uint8), its characters are known to `classes`, `pattern` is a number of `SCANNED`.
     """
     first, after = _next(text, at, end, classes)
-    second, behind = _next(text, after, end, classes)
-    if text[at] == 0x27:  # '
+    if first == LETTER:
+        return _run(text, after, end, classes, LETTER)
+    if text[at] == 0x27:  # an apostrophe
         short = _short_form(text, after, end, pattern)
         if short > 0:
             return short
+    second, behind = _next(text, after, end, classes)
     blank = text[at] == 0x20
-    if first == LETTER:
-        return _run(text, after, end, classes, LETTER)
-    if second == LETTER and (blank or (pattern == 1 and (first == SPACE or first == OTHER))):
+    if second == LETTER and (blank or (pattern == 1 and first in (SPACE, OTHER))):
         return _run(text, behind, end, classes, LETTER)
     if pattern == 0:
         if first == NUMBER or (blank and second == NUMBER):
@@ -134,7 +134,7 @@ def _short_form(text: np.ndarray, at: int, end: int, pattern: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _folded(code: int, pattern: int) -> int:
+def _folded(code: np.int64, pattern: int) -> np.int64 | int:
     """The small letter, where the pattern ignores case."""
     if pattern == 1:
         if code == LONG_S:
@@ -167,7 +167,7 @@ def _next(text: np.ndarray, at: int, end: int, classes: np.ndarray) -> tuple[int
 
 
 @njit(cache=True, nogil=True)
-def _decode(text: np.ndarray, at: int) -> tuple[int, int]:
+def _decode(text: np.ndarray, at: int) -> tuple[np.int64, int]:
     """The character at `at` of valid UTF-8, and where the next begins."""
     first = np.int64(text[at])
     if first < 0x80:

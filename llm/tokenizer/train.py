@@ -14,9 +14,7 @@ from llm.tokenizer import bpe
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import PATTERNS, RESERVED, TokenizerConfig
 from llm.tokenizer.tokenizer import Tokenizer
-from llm.tokenizer.words import count_words, even_sample
-
-Texts = Callable[[], Iterable[str]]  # begins anew at each call
+from llm.tokenizer.words import Texts, count_words, even_sample
 
 
 class Made(NamedTuple):
@@ -26,20 +24,20 @@ class Made(NamedTuple):
     source: dict[str, Any]  # for a trained one `bytes`: so much UTF-8 was read; the rest depends on the kind
 
 
-def make(config: TokenizerConfig, texts: Texts, tell: Callable[[], object] = lambda: None) -> Made:
+def make(config: TokenizerConfig, texts: Texts | Callable[[], Iterable[str]]) -> Made:
     """The tokenizer that `config` describes; a trained one has exactly `config.vocab_size` tokens.
 
-    `tell` is called after every merge of our own training. Raises WordmillError when the texts do not give so many
-    tokens, or what is to be loaded is missing, damaged or not supported.
+    `texts` can be read any number of times. Raises WordmillError when they do not give so many tokens, or what is to be
+    loaded is missing, damaged or not supported.
     """
-    return KINDS[config.kind](config, texts, tell)
+    return KINDS[config.kind](config, texts if isinstance(texts, Texts) else Texts(texts))
 
 
-def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+def train_bpe(config: TokenizerConfig, texts: Texts) -> Made:
     """Byte pair encoding: the 256 bytes, the most frequent pairs, special tokens, and reserved ones for the rest."""
     words = count_words(_read(config, texts), config.pattern)
     wanted = config.vocab_size - 256 - len(config.special_tokens)
-    merges = bpe.train(words, wanted, config.min_count, tell)
+    merges = bpe.train(words, wanted, config.min_count)
     missing = wanted - len(merges)
     if missing and not config.reserve_rest:
         reachable = 256 + len(merges) + len(config.special_tokens)
@@ -49,13 +47,12 @@ def train_bpe(config: TokenizerConfig, texts: Texts, tell: Callable[[], object])
             "tokenizer.reserve_rest: true"
         )
     special_tokens = (*config.special_tokens, *(RESERVED.format(number) for number in range(missing)))
-    tokenizer = ByteBPE.from_merges(merges, PATTERNS[config.pattern], special_tokens)
-    text_bytes = sum(len(word) * count for word, count in words.items())  # the words of a text are all of it
-    source = {"bytes": text_bytes, "words": words.total(), "distinct_words": len(words)}
+    tokenizer = ByteBPE.from_merges(merges, PATTERNS.get(config.pattern, config.pattern), special_tokens)
+    source = {"bytes": words.text_bytes, "words": int(words.counts.sum()), "distinct_words": words.distinct}
     return Made(tokenizer, source | ({"reserved_tokens": missing} if missing else {}))
 
 
-def train_sentencepiece(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+def train_sentencepiece(config: TokenizerConfig, texts: Texts) -> Made:
     """BPE or unigram over characters, by its own library."""
     from llm.tokenizer import sentencepiece
 
@@ -63,7 +60,7 @@ def train_sentencepiece(config: TokenizerConfig, texts: Texts, tell: Callable[[]
 
     def counted() -> Iterator[str]:
         nonlocal text_bytes
-        for text in _read(config, texts):
+        for text in _read(config, texts).strings():
             yield text
             text_bytes += len(text.encode())
 
@@ -71,19 +68,19 @@ def train_sentencepiece(config: TokenizerConfig, texts: Texts, tell: Callable[[]
     return Made(tokenizer, {"bytes": text_bytes})
 
 
-def load_tiktoken(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+def load_tiktoken(config: TokenizerConfig, texts: Texts) -> Made:
     """A public encoding of OpenAI's."""
     from llm.tokenizer.encodings import ENCODINGS, public
 
     return Made(public(config.encoding), {"encoding": config.encoding, "sha256": ENCODINGS[config.encoding].files})
 
 
-def only_bytes(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+def only_bytes(config: TokenizerConfig, texts: Texts) -> Made:
     """No merges: ids 0 to 255 are the bytes, the special tokens follow."""
     return Made(ByteBPE.from_merges([], PATTERNS["gpt2"], config.special_tokens), {})
 
 
-def load_file(config: TokenizerConfig, texts: Texts, tell: Callable[[], object]) -> Made:
+def load_file(config: TokenizerConfig, texts: Texts) -> Made:
     """A byte-level BPE from elsewhere."""
     from llm.tokenizer.foreign import files_at, read_file
 
@@ -96,11 +93,11 @@ def load_file(config: TokenizerConfig, texts: Texts, tell: Callable[[], object])
     return Made(tokenizer, {"sha256": sha256})
 
 
-def _read(config: TokenizerConfig, texts: Texts) -> Iterable[str]:
-    return even_sample(texts, config.max_train_bytes) if config.max_train_bytes else texts()
+def _read(config: TokenizerConfig, texts: Texts) -> Texts:
+    return Texts(lambda: even_sample(texts.strings, config.max_train_bytes)) if config.max_train_bytes else texts
 
 
-KINDS: dict[str, Callable[[TokenizerConfig, Texts, Callable[[], object]], Made]] = {
+KINDS: dict[str, Callable[[TokenizerConfig, Texts], Made]] = {
     "bpe": train_bpe,
     "sentencepiece": train_sentencepiece,
     "tiktoken": load_tiktoken,

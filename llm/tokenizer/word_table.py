@@ -4,16 +4,27 @@ numba has a dictionary of its own, which takes longer to compile than all of thi
 find. A table grows only between two calls of compiled code, which therefore stops when there is no room left.
 """
 
+import gc
+import sys
+from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from llm.tokenizer.scan import Classes, word_end
+from llm.tokenizer.scan import LETTER, Classes, unseen, word_end
 
 EMPTY = -1
 WHOLE = -1  # in the place of a pattern: a document is one word
 HASH, BEGIN, LENGTH, COUNT = range(4)  # columns of a word's row: one row, half a line of the processor's cache
+
+
+class Batch(NamedTuple):
+    """Documents as UTF-8, end to end."""
+
+    text: np.ndarray  # uint8, read-only: compiled code is compiled anew for each kind of array, so all are of one
+    ends: np.ndarray  # int64: where each document ends in `text`, from 0 on
 
 
 class Numbered(NamedTuple):
@@ -23,10 +34,23 @@ class Numbered(NamedTuple):
     ends: np.ndarray  # int64: where each document ends in `words`, from 0 on
 
 
+def batch(documents: Sequence[bytes]) -> Batch:
+    """Documents in memory as a batch."""
+    return Batch(np.frombuffer(b"".join(documents), np.uint8), np.cumsum([0, *map(len, documents)], dtype=np.int64))
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 class WordTable:
     """Distinct words, numbered from 0 in the order in which they come, and how often each has come."""
 
     def __init__(self, pattern: int) -> None:
+        prepare()
         words = 1 << 16
         self.pattern = pattern  # by its number in `scan.SCANNED`, or WHOLE
         self.classes = Classes()
@@ -38,11 +62,10 @@ class WordTable:
     def __len__(self) -> int:
         return int(self.used[0])
 
-    def add(self, text: np.ndarray, ends: np.ndarray, times: np.ndarray) -> Numbered:
-        """Number the words of documents: UTF-8 end to end (uint8), and where each ends (int64, from 0 on).
-
-        The words of document i count times[i] times each, or once if there are no `times`.
-        """
+    def add(self, text: np.ndarray, ends: np.ndarray, times: np.ndarray | None = None) -> Numbered:
+        """Number the words of a batch (see `Batch`). Those of document i count times[i] times each, else once."""
+        if times is None:
+            times = np.zeros(0, np.int64)
         self.classes.learn(text)
         numbers, number_ends = np.empty(len(text), np.int32), np.zeros(len(ends), np.int64)
         state = np.zeros(3, np.int64)
@@ -90,13 +113,19 @@ def _add(
         end = ends[document + 1]
         count = times[document] if len(times) > 0 else 1
         while at < end:
-            after = end if pattern == WHOLE else word_end(text, at, end, classes, pattern)
+            letters = after = at + 1 if text[at] == 0x20 else at
+            while after < end and text[after] < 0x80 and classes[text[after]] == LETTER:
+                after += 1
+            if pattern == WHOLE:
+                after = end
+            elif after == letters or (after < end and text[after] >= 0x80):  # not just a space and ASCII letters
+                after = word_end(text, at, end, classes, pattern)
             length = after - at
             code = np.uint64(0xCBF29CE484222325)  # FNV-1a
             for place in range(at, after):
                 code = (code ^ np.uint64(text[place])) * np.uint64(0x100000001B3)
             slot = (code ^ (code >> np.uint64(32))) & mask
-            found = -1
+            found = np.int64(-1)  # numba would make a float of a signed and an unsigned number
             while slots[slot] >= 0:
                 word = np.uint64(slots[slot])
                 if rows[word, HASH] == np.int64(code) and rows[word, LENGTH] == length:
@@ -126,6 +155,27 @@ def _add(
         document += 1
         number_ends[document] = done
     state[0], state[1], state[2] = document, at, done
+
+
+@cache
+def prepare() -> None:
+    """Load or compile the code now, in this thread: numba cannot do it in two at once. Without, the first use does.
+
+    numba would import SciPy to see if it has BLAS routines, and Python would look through numba's 200,000 objects at
+    every full collection and at its end: a third of a second that nothing here has use for (docs/LOG.md, 2026-11-25).
+    """
+    absent = "scipy" not in sys.modules
+    if absent:
+        sys.modules["scipy"] = None  # type: ignore[assignment]
+    try:
+        text, ends = batch([])
+        characters, numbers, rows = np.zeros(0, np.uint8), np.zeros(0, np.int32), np.zeros((0, 4), np.int64)
+        unseen(text, characters)
+        _add(text, ends, ends, characters, WHOLE, np.zeros(3, np.int64), numbers, rows, characters, ends, numbers, ends)
+    finally:
+        if absent:
+            del sys.modules["scipy"]
+    gc.freeze()
 
 
 @njit(cache=True, nogil=True)

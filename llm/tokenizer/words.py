@@ -10,6 +10,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,19 +20,18 @@ from llm.errors import WordmillError
 from llm.tokenizer.config import PATTERNS
 from llm.tokenizer.scan import SCANNED
 from llm.tokenizer.tokenizer import valid_utf8
-from llm.tokenizer.word_table import BEGIN, COUNT, WHOLE, WordTable
+from llm.tokenizer.word_table import BEGIN, COUNT, WHOLE, Batch, WordTable, batch, read_only
 
 PIECE = 100_000  # characters: the grain of a sample
 BATCH = 1_000_000  # bytes of text that a thread counts at a time
 MOST_THREADS = 8
-ONCE = np.zeros(0, np.int64)  # every document counts once
 PATIENCE = 60.0  # seconds for one document under a pattern of one's own
 
 
 class Words(NamedTuple):
     """Distinct words as UTF-8, end to end: word n is text[ends[n] : ends[n + 1]] and occurs counts[n] times."""
 
-    text: np.ndarray  # uint8
+    text: np.ndarray  # uint8, read-only
     ends: np.ndarray  # int64, the first one 0
     counts: np.ndarray  # int64
 
@@ -39,13 +39,12 @@ class Words(NamedTuple):
     def of(cls, counts: Mapping[bytes, int]) -> "Words":
         """From words with their counts."""
         ends = np.cumsum([0, *map(len, counts)], dtype=np.int64)
-        text = np.frombuffer(b"".join(counts), np.uint8)
-        return cls(text, ends, np.fromiter(counts.values(), np.int64, len(counts)))
+        return cls(np.frombuffer(b"".join(counts), np.uint8), ends, np.fromiter(counts.values(), np.int64, len(counts)))
 
     def dict(self) -> dict[bytes, int]:
         """Words with their counts."""
         content, ends = self.text.tobytes(), self.ends.tolist()
-        words = (content[start:end] for start, end in zip(ends, ends[1:], strict=False))
+        words = (content[start:end] for start, end in pairwise(ends))
         return dict(zip(words, self.counts.tolist(), strict=True))
 
     @property
@@ -59,61 +58,68 @@ class Words(NamedTuple):
         return int((np.diff(self.ends) * self.counts).sum())
 
 
-def count_words(texts: Iterable[str], pattern: str, threads: int | None = None) -> Words:
-    """The words of `texts` with their counts.
+class Texts:
+    """A corpus that can be read again and again: as strings, or as batches of UTF-8, which is faster.
+
+    `strings` begins anew at each call, and so does `batches`, where the corpus lies on disk as UTF-8 already.
+    """
+
+    def __init__(
+        self, strings: Callable[[], Iterable[str]], batches: Callable[[], Iterable[Batch]] | None = None
+    ) -> None:
+        self.strings = strings
+        self.batches = batches or (lambda: joined(strings()))
+
+
+def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None = None) -> Words:
+    """The words of `texts` with their counts, on as many threads as there are processors, or `threads`.
 
     `pattern` is a name in `PATTERNS`, or a regular expression. Raises WordmillError for text that is not valid
     Unicode, and for a pattern that leaves text out or takes too long.
     """
+    corpus = texts if isinstance(texts, Texts) else Texts(lambda: texts)
     expression = PATTERNS.get(pattern, pattern)
     if expression not in SCANNED:
-        return Words.of(_count_by_regex(texts, expression))
+        return Words.of(_count_by_regex(corpus.strings(), expression))
     threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
     tables = [WordTable(SCANNED[expression]) for _ in range(threads)]
-    tables[0].add(*_joined([]), ONCE)  # compiled here, if need be: numba cannot do it in two threads at once
     pools = [ThreadPoolExecutor(1) for _ in range(threads)]
     waiting: deque[Future[object]] = deque()
     try:
-        for number, (text, ends) in enumerate(batches(texts)):
-            if len(waiting) == 2 * threads:  # bounds the memory
+        for number, (text, ends) in enumerate(corpus.batches()):
+            if len(waiting) > threads:  # bounds the memory
                 waiting.popleft().result()
-            waiting.append(pools[number % threads].submit(tables[number % threads].add, text, ends, ONCE))
+            waiting.append(pools[number % threads].submit(tables[number % threads].add, text, ends))
         for future in waiting:
             future.result()
     finally:
         for pool in pools:
             pool.shutdown(cancel_futures=True)
-    if threads == 1:
-        return _words(tables[0])
-    whole = WordTable(WHOLE)
-    for table in tables:
-        whole.add(*_words(table))
+    whole, *others = tables
+    whole.pattern = WHOLE  # from here on, what is added is one word each
+    for other in others:
+        whole.add(*_words(other))
     return _words(whole)
 
 
 def _words(table: WordTable) -> Words:
     size, text_bytes = table.used.tolist()
     ends = np.append(table.rows[:size, BEGIN], text_bytes)
-    return Words(table.text[:text_bytes], ends, table.rows[:size, COUNT].copy())
+    return Words(read_only(table.text[:text_bytes]), ends, table.rows[:size, COUNT].copy())
 
 
-def batches(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Texts as UTF-8 (uint8) end to end, about `BATCH` bytes at a time, and where each ends (int64, from 0 on)."""
+def joined(texts: Iterable[str]) -> Iterator[Batch]:
+    """Texts as batches of about `BATCH` bytes. Raises WordmillError for a lone surrogate."""
     parts: list[bytes] = []
     size = 0
     for text in texts:
         parts.append(valid_utf8(text))
         size += len(parts[-1])
         if size >= BATCH:
-            yield _joined(parts)
+            yield batch(parts)
             parts, size = [], 0
     if parts:
-        yield _joined(parts)
-
-
-def _joined(parts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Writable, as a table's text is: compiled code is compiled for each kind of array anew."""
-    return np.frombuffer(bytearray().join(parts), np.uint8), np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        yield batch(parts)
 
 
 def _count_by_regex(texts: Iterable[str], expression: str) -> Counter[bytes]:

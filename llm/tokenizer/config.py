@@ -4,9 +4,6 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import regex
-import tiktoken
-
 from llm.errors import ConfigError
 from llm.tokenizer.patterns import CL100K, GPT2, O200K
 from llm.tokenizer.tokenizer import END_OF_TEXT
@@ -18,27 +15,13 @@ RESERVED = "<|reserved_{}|>"  # special tokens that no text becomes: a vocabular
 VARIANTS = {"bpe": "pattern", "sentencepiece": "algorithm", "tiktoken": "encoding", "bytes": "", "file": "path"}
 
 
-def pattern_problem(pattern: str) -> str | None:
-    """What is wrong with a split pattern; None for a name in `PATTERNS` and for a usable expression."""
-    if pattern in PATTERNS:
-        return None
-    if pattern.isidentifier():  # a name, not an expression
-        return f"{pattern!r} is not one of {', '.join(PATTERNS)}, nor a regular expression"
-    try:
-        regex.compile(pattern)
-        tiktoken.Encoding("", pat_str=pattern, mergeable_ranks={b"a": 0}, special_tokens={}).encode_ordinary("a")
-    except (regex.error, ValueError) as error:
-        return f"{pattern!r} is not a regular expression that both regex and tiktoken read: {error}"
-    return None
-
-
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Fields that the chosen kind does not read are still checked for their form. Raises ConfigError."""
 
     kind: Literal["bpe", "sentencepiece", "tiktoken", "bytes", "file"] = "bpe"  # the first two are trained
     vocab_size: int = 4096  # bpe, sentencepiece: all together: 256 bytes, merges or pieces, special tokens
-    pattern: str = "cl100k"  # bpe: how text falls into words: one of PATTERNS, or a regular expression of one's own
+    pattern: Literal["gpt2", "cl100k", "o200k"] = "cl100k"  # bpe: how text falls into words
     algorithm: Literal["bpe", "unigram"] = "unigram"  # sentencepiece
     encoding: str = "gpt2"  # tiktoken: one of ENCODINGS
     path: str = ""  # file: a tokenizer.json, or a merge list (vocab.bpe, merges.txt) with its ids beside it
@@ -66,8 +49,6 @@ class TokenizerConfig:
             raise ConfigError("min_count", f"{self.min_count} is below 1; 2 is usual")
         if self.max_train_bytes < 0:
             raise ConfigError("max_train_bytes", f"{self.max_train_bytes} is negative; 0 means all")
-        if problem := pattern_problem(self.pattern):
-            raise ConfigError("pattern", problem)
         if self.encoding not in ENCODINGS:
             close = difflib.get_close_matches(self.encoding, ENCODINGS, n=1, cutoff=0.3)
             guess = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(ENCODINGS)}"

@@ -47,7 +47,7 @@ def train_bpe(config: TokenizerConfig, texts: Texts) -> Made:
             "tokenizer.reserve_rest: true"
         )
     special_tokens = (*config.special_tokens, *(RESERVED.format(number) for number in range(missing)))
-    tokenizer = ByteBPE.from_merges(merges, PATTERNS.get(config.pattern, config.pattern), special_tokens)
+    tokenizer = ByteBPE.from_merges(merges, PATTERNS[config.pattern], special_tokens)
     source = {"bytes": words.text_bytes, "words": int(words.counts.sum()), "distinct_words": words.distinct}
     return Made(tokenizer, source | ({"reserved_tokens": missing} if missing else {}))
 

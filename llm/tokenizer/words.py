@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import regex
 
-from llm.errors import WordmillError
 from llm.tokenizer.config import PATTERNS
 from llm.tokenizer.scan import SCANNED
 from llm.tokenizer.tokenizer import valid_utf8
@@ -25,7 +24,6 @@ from llm.tokenizer.word_table import BEGIN, COUNT, WHOLE, Batch, WordTable, batc
 PIECE = 100_000  # characters: the grain of a sample
 BATCH = 1_000_000  # bytes of text that a thread counts at a time
 MOST_THREADS = 8
-PATIENCE = 60.0  # seconds for one document under a pattern of one's own
 
 
 class Words(NamedTuple):
@@ -74,11 +72,10 @@ class Texts:
 def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None = None) -> Words:
     """The words of `texts` with their counts, on as many threads as there are processors, or `threads`.
 
-    `pattern` is a name in `PATTERNS`, or a regular expression. Raises WordmillError for text that is not valid
-    Unicode, and for a pattern that leaves text out or takes too long.
+    `pattern` is a name in `PATTERNS`. Raises WordmillError for text that is not valid Unicode.
     """
     corpus = texts if isinstance(texts, Texts) else Texts(lambda: texts)
-    expression = PATTERNS.get(pattern, pattern)
+    expression = PATTERNS[pattern]
     if expression not in SCANNED:
         return Words.of(_count_by_regex(corpus.strings(), expression))
     threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
@@ -127,19 +124,7 @@ def _count_by_regex(texts: Iterable[str], expression: str) -> Counter[bytes]:
     counts: Counter[str] = Counter()
     for text in texts:
         valid_utf8(text)
-        try:
-            words = findall(text, timeout=PATIENCE)
-        except TimeoutError:
-            raise WordmillError(
-                f"tokenizer.pattern: {expression!r} took over {PATIENCE:.0f} s on a document of {len(text):,} "
-                "characters; write it without nested repeats"
-            ) from None
-        if sum(map(len, words)) != len(text):
-            raise WordmillError(
-                f"tokenizer.pattern: {expression!r} leaves out part of the text; end it with an alternative that takes "
-                r"any character, such as |\s+|\S"
-            )
-        counts.update(words)
+        counts.update(findall(text))
     return Counter({word.encode(): count for word, count in counts.items()})
 
 

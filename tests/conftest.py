@@ -14,7 +14,18 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from stages import params
 
-STAGES = ("download", "tokenizer", "shards", "pretrain", "preferences", "dpo", "evaluate", "samples", "report")
+STAGES = (
+    "download",
+    "tokenizer",
+    "shards",
+    "pretrain",
+    "preferences",
+    "dpo",
+    "evaluate",
+    "samples",
+    "export",
+    "report",
+)
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 

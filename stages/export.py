@@ -9,6 +9,8 @@ run in MLflow has the same in its tag `wordmill.weights`, and the card among its
 """
 
 import hashlib
+import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,7 @@ def run(params: Params, stage: Stage) -> None:
 
     exact, bits = perplexity(source.model), folder.fingerprint(source.model)
     source.model.cpu()
+    shutil.rmtree(OUT, ignore_errors=True)  # DVC does the same; a stage run by hand must not count what was there
     rounded = folder.load(source.folder)
     try:  # again, since pretrain.start_from may have brought another model than params.yaml describes
         check_formats(config.formats, source.model.config, "")
@@ -67,13 +70,24 @@ def run(params: Params, stage: Stage) -> None:
     results: dict[str, Any] = {"model": config.model, "documents": len(texts), "perplexity": exact, "formats": rows}
     write_json(results, Path("reports/export.json"))
 
+    test = read_json(Path("reports/evaluate/figures.json"))[config.model]
+    corpus = manifest(CORPUS)
     stage.tags({"wordmill.weights": weights})
+    stage.model(
+        source.folder,
+        config.registered_model,
+        {
+            "model": config.model,
+            "weights": weights,
+            "bits_per_byte": repr(test["test"]["bits_per_byte"]),
+            "test_text": hashlib.sha256(json.dumps(corpus["splits"]["test"], sort_keys=True).encode()).hexdigest(),
+        },
+    )
     stage.metrics({f"{name}.{key}": row[key] for name, row in rows.items() for key in ("bytes", "perplexity", "cost")})
     if "huggingface" in rows:
         page = OUT / "huggingface/README.md"
-        test = read_json(Path("reports/evaluate/figures.json"))[config.model]
         settings = {"pretrain": asdict(params.pretrain), "dpo": asdict(params.dpo)}
-        text = card(config, source, manifest(CORPUS), settings, test, results, weights)
+        text = card(config, source, corpus, settings, test, results, weights)
         page.write_text(text, encoding="utf-8")
         stage.artifact(page)
     for form_name, row in rows.items():

@@ -105,6 +105,9 @@ class Told:
     def dataset(self, name: str, source: str, digest: str, counts: dict[str, int]) -> None:
         assert counts
 
+    def model(self, folder: Path, name: str, tags: dict[str, str]) -> None:
+        assert folder.is_dir()
+
     def tags(self, values: dict[str, str]) -> None:
         assert values
 

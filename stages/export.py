@@ -70,24 +70,21 @@ def run(params: Params, stage: Stage) -> None:
     results: dict[str, Any] = {"model": config.model, "documents": len(texts), "perplexity": exact, "formats": rows}
     write_json(results, Path("reports/export.json"))
 
-    test = read_json(Path("reports/evaluate/figures.json"))[config.model]
+    evaluated = read_json(Path("reports/evaluate/figures.json"))[config.model]
     corpus = manifest(CORPUS)
     stage.tags({"wordmill.weights": weights})
-    stage.model(
-        source.folder,
-        config.registered_model,
-        {
-            "model": config.model,
-            "weights": weights,
-            "bits_per_byte": repr(test["test"]["bits_per_byte"]),
-            "test_text": hashlib.sha256(json.dumps(corpus["splits"]["test"], sort_keys=True).encode()).hexdigest(),
-        },
-    )
+    version = {
+        "model": config.model,
+        "weights": weights,
+        "bits_per_byte": repr(evaluated["test"]["bits_per_byte"]),
+        "test_text": hashlib.sha256(json.dumps(corpus["splits"]["test"], sort_keys=True).encode()).hexdigest(),
+    }
+    stage.model(source.folder, config.registered_model, version)
     stage.metrics({f"{name}.{key}": row[key] for name, row in rows.items() for key in ("bytes", "perplexity", "cost")})
     if "huggingface" in rows:
         page = OUT / "huggingface/README.md"
         settings = {"pretrain": asdict(params.pretrain), "dpo": asdict(params.dpo)}
-        text = card(config, source, corpus, settings, test, results, weights)
+        text = card(config, source, corpus, settings, evaluated, results, weights)
         page.write_text(text, encoding="utf-8")
         stage.artifact(page)
     for form_name, row in rows.items():

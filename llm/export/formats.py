@@ -37,9 +37,8 @@ class Form:
     path: Callable[[str], str]  # from the model's name, below the folder of exports
     write: Callable[[Source, Path], None]
     read_weights: Callable[[Path, Transformer], None]  # into a model of the same shape
-    check: Callable[
-        [ModelConfig, str], None
-    ]  # of a model and a kind of tokenizer; raises ConfigError if it has no such form
+    # Of a model and its kind of tokenizer, if that is known yet; raises ConfigError if they have no such form.
+    check: Callable[[ModelConfig, str], None]
 
 
 def _copy_folder(source: Source, target: Path) -> None:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,11 @@ class Served:
     compute: Compute
     created: int  # seconds since 1970
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest one."""
+        return max(len(token) for token in self.tokenizer.tokens)
+
 
 def build(models: Mapping[str, Served], limits: Limits, hosts: Sequence[str] = ()) -> FastAPI:
     """The application. `hosts`, if any, are the only names by which it may be addressed."""
@@ -71,7 +76,6 @@ def build(models: Mapping[str, Served], limits: Limits, hosts: Sequence[str] = (
         app.state.engine.stop()
 
     app = FastAPI(title="wordmill", lifespan=running, docs_url=None, redoc_url=None, openapi_url=None)
-
     app.add_middleware(HostGuard, hosts=hosts)
 
     @app.exception_handler(APIError)
@@ -218,8 +222,7 @@ def encoded(prompt: str | list[int], served: Served) -> list[int]:
             raise APIError(400, f"prompt: token ids are below {served.model.vocab_size}", "prompt")
         return prompt
     block_size = served.model.config.block_size
-    longest = max(len(token) for token in served.tokenizer.tokens)
-    if len(prompt.encode()) > block_size * longest:  # not worth encoding
+    if len(prompt.encode()) > block_size * served.longest_token:  # not worth encoding
         message = f"This model's context holds {block_size} tokens; the prompt has {len(prompt):,} characters"
         raise APIError(400, message, "prompt", "context_length_exceeded")
     return [served.tokenizer.end_of_text, *served.tokenizer.encode(prompt)]

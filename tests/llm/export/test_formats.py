@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
@@ -191,3 +191,18 @@ def test_llama_cpp_writes_the_same(
         perplexities[name] = float((-logprobs[torch.arange(64), torch.tensor(ours)].mean()).exp())
         theirs.close()
     assert perplexities["gguf-q8_0"] == pytest.approx(perplexities["gguf-f32"], rel=0.01)
+
+
+@pytest.mark.parametrize("layout", ["llama", "qwen3", "gpt2"])
+def test_transformers_writes_the_same(
+    layout: str, make_source: Callable[[str], Source], tmp_path: Path, compute: Compute
+) -> None:
+    source = make_source(layout)
+    theirs = AutoModelForCausalLM.from_pretrained(written(source, "huggingface", tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "huggingface")
+    given = tokenizer(tokenizer.bos_token + "Once there was", return_tensors="pt", add_special_tokens=False)
+    found = theirs.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)[0]
+    prompt = [source.tokenizer.end_of_text, *source.tokenizer.encode("Once there was")]
+    assert found.tolist()[: len(prompt)] == prompt
+    ours = generate(source.model, [prompt], 64, Sampling(temperature=0), 1, -1, compute)[0]
+    assert found.tolist()[len(prompt) :] == ours

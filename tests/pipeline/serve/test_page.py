@@ -24,7 +24,9 @@ def tab(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     if not CHROMIUM.exists():
         pytest.skip(f"needs {CHROMIUM}, which this machine lacks")
     options = ["--headless", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={tmp_path}", *QUIET]
-    browser = subprocess.Popen([CHROMIUM, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    browser = subprocess.Popen(
+        [CHROMIUM, *options, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         found = tmp_path / "DevToolsActivePort"
         until(lambda: found.exists() and len(found.read_text().splitlines()) == 2)
@@ -93,7 +95,8 @@ def test_the_page(server: Server, tab: Callable[..., Any]) -> None:
     assert "context holds 512 tokens" in value("document.querySelector('.state.wrong').textContent")
 
     events = tab("events")
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert asked
-    assert all(address.startswith(server.address) for address in asked)
+    asked = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    asked = [request for request in asked if request["documentURL"].startswith(server.address)]  # not a start page's
+    assert len(asked) >= 6
+    assert all(request["request"]["url"].startswith(server.address) for request in asked)
     assert not [event for event in events if event["method"] == "Runtime.exceptionThrown"]

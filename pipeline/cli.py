@@ -13,6 +13,7 @@ import typer
 from llm.errors import WordmillError
 
 PARAMS = Path("params.yaml")
+LOCAL = "127.0.0.1"
 
 app = typer.Typer(
     help="From raw text to a preference-tuned language model. Run it in the repository root.",
@@ -92,6 +93,29 @@ def ui(port: Annotated[int, typer.Option(help="On this machine only.")] = 5000) 
     os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments])
+
+
+@app.command()
+def serve(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Models; without any, models/base and models/dpo.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="This machine's address to listen at; by default not from outside.")
+    ] = LOCAL,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 64,
+) -> None:
+    """Serve models as OpenAI's /v1/completions, and a page to play with."""
+    from pipeline.serve.app import Limits
+    from pipeline.serve.server import DEFAULT, compute_config, load
+    from pipeline.serve.server import serve as answer
+
+    config = compute_config(device, precision, threads)
+    answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting))
 
 
 def main() -> None:

@@ -16,6 +16,11 @@ def write_json(content: object, path: Path) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """The numbers of nested figures under dotted names, as DVC and MLflow show them; texts and lists left out."""
     flat: dict[str, float] = {}

@@ -36,6 +36,7 @@ SECTIONS = (
     "dpo",
     "evaluate",
     "samples",
+    "export",
     "compute",
 )
 

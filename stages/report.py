@@ -4,14 +4,13 @@ The page says how good the models are and what limits them, shows the curves and
 tokenizer and shards. It holds no time, speed or host (those are in MLflow), so a rebuild gives the same bytes.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from stages.charts import Figures, draw, drawable, read_curve
+from stages.metrics import read_json
+from stages.pages import environment
 from stages.stage import Stage, main
 
 REPORTS = Path("reports")
@@ -24,8 +23,8 @@ SOURCES = {
     "dpo": REPORTS / "dpo.json",
     "evaluate": REPORTS / "evaluate/figures.json",
     "samples": REPORTS / "samples.json",
+    "export": REPORTS / "export.json",
 }
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,7 @@ def run(params: Params, stage: Stage) -> None:
 
 def render(metrics: dict[str, Any], pictures: dict[str, str]) -> str:
     """The page, from the metrics by file name and the pictures (SVG elements) by chart name."""
-    templates = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    templates.filters["figure"] = figure
-    templates.filters["rows"] = rows
-    return templates.get_template("report.html").render(**metrics, pictures=pictures)
+    return environment().get_template("report.html").render(**metrics, pictures=pictures)
 
 
 def corpus(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -68,30 +61,6 @@ def corpus(manifest: dict[str, Any]) -> dict[str, Any]:
     names = ("source", "revision", "licence", "documents", "bytes", "characters", "duplicates", "empty", "invalid_utf8")
     known = {name: manifest[name] for name in names if manifest[name] is not None}
     return {**known, **{f"{split}_documents": entry["documents"] for split, entry in manifest["splits"].items()}}
-
-
-def figure(value: Any) -> str:
-    """A number for people: thousands apart, four significant digits where it is not whole."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:,.4g}" if abs(value) >= 1e-3 else f"{value:.3g}"
-
-
-def rows(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested metrics as (dotted name, value) in the order given; lists joined by commas."""
-    flat: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat += rows(value, f"{prefix}{name}.")
-        else:
-            flat.append((prefix + name, ", ".join(map(str, value)) if isinstance(value, list) else value))
-    return flat
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

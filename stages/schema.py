@@ -11,8 +11,10 @@ from typing import Any
 from llm.compute import ComputeConfig
 from llm.corpus.config import CorpusConfig
 from llm.dpo import DPOConfig
-from llm.errors import WordmillError
+from llm.errors import ConfigError, WordmillError
 from llm.evaluate import EvaluateConfig
+from llm.export.config import ExportConfig
+from llm.export.formats import check_formats
 from llm.model.config import ModelConfig
 from llm.preferences import PreferencesConfig
 from llm.pretrain import PretrainConfig
@@ -33,6 +35,7 @@ class Schema:
     dpo: DPOConfig
     evaluate: EvaluateConfig
     samples: SamplesConfig
+    export: ExportConfig
     compute: ComputeConfig
 
 
@@ -50,4 +53,8 @@ def check(content: Mapping[str, Any], source: str = "params.yaml") -> Schema:
             f"{source}: preferences.source: stories are preferences between embedded stories, but corpus.source is "
             f"{schema.corpus.source}; use corpus or files"
         )
+    try:
+        check_formats(schema.export.formats, schema.model, schema.tokenizer.kind)
+    except ConfigError as error:
+        raise WordmillError(f"{source}: export.{error}") from None
     return schema

@@ -51,6 +51,7 @@ class Stage:
         self.artifact = tracker.artifact
         self.dataset = tracker.dataset
         self.tags = tracker.tags
+        self.model = tracker.model
 
 
 def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from llm.errors import WordmillError
-from stages import lineage, provenance
+from stages import lineage, provenance, registry
 from stages.mailbox import KILLED_PATIENCE, Event, Mailbox, Unavailable, now, serve
 from stages.tracking_uri import is_sqlite, reachable, sqlite_path, tracking_uri
 
@@ -97,6 +97,10 @@ class Tracker:
     def headlines(self, values: Mapping[str, float]) -> None:
         """The few figures by which rebuilds are compared: the parent shows these and no others."""
         self._mailbox.post("headlines", values=dict(values))
+
+    def model(self, folder: Path, name: str, tags: Mapping[str, str]) -> None:
+        """A model folder to register under `name` (`stages.registry`). Leave it as it is until the end."""
+        self._mailbox.post("model", path=str(folder), name=name, tags=dict(tags))
 
     def outputs(self, digests: Mapping[str, str]) -> None:
         """Digests of what the stage has made, by path: how later rebuilds find this run."""
@@ -201,6 +205,8 @@ class StageRun:
                         self._tag(self._run_id, event["values"])
                     case "headlines":
                         self._tag(self._run_id, {"wordmill.headlines": _fitting(event["values"])})
+                    case "model":
+                        registry.register(self._client, self._run_id, Path(event["path"]), event["name"], event["tags"])
                     case "outputs":
                         self._tag(self._run_id, {"wordmill.outputs": json.dumps(event["digests"], sort_keys=True)})
                         text = json.dumps(event["digests"], indent=2)

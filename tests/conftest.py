@@ -14,7 +14,18 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from stages import params
 
-STAGES = ("download", "tokenizer", "shards", "pretrain", "preferences", "dpo", "evaluate", "samples", "report")
+STAGES = (
+    "download",
+    "tokenizer",
+    "shards",
+    "pretrain",
+    "preferences",
+    "dpo",
+    "evaluate",
+    "samples",
+    "export",
+    "report",
+)
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
@@ -93,6 +104,9 @@ class Told:
 
     def dataset(self, name: str, source: str, digest: str, counts: dict[str, int]) -> None:
         assert counts
+
+    def model(self, folder: Path, name: str, tags: dict[str, str]) -> None:
+        assert folder.is_dir()
 
     def tags(self, values: dict[str, str]) -> None:
         assert values

@@ -22,7 +22,18 @@ from ruamel.yaml import YAML
 from pipeline.presets import changed
 
 REPO = Path(__file__).parents[1]
-STAGES = {"download", "tokenizer", "shards", "pretrain", "preferences", "dpo", "evaluate", "samples", "report"}
+STAGES = {
+    "download",
+    "tokenizer",
+    "shards",
+    "pretrain",
+    "preferences",
+    "dpo",
+    "evaluate",
+    "samples",
+    "export",
+    "report",
+}
 TINY: dict[str, Any] = {
     "corpus.documents": 400,
     "corpus.val_share": 0.05,
@@ -178,10 +189,10 @@ def test_mlflow_holds_a_run_for_every_stage(built: Checkout) -> None:
     ("change", "touched"),
     [
         ({"samples__temperature": 0.7}, {"samples"}),
-        ({"dpo__beta": 0.2}, {"dpo"}),
-        ({"pretrain__lr": 0.001}, {"pretrain"}),
+        ({"dpo__beta": 0.2}, {"dpo", "export"}),
+        ({"pretrain__lr": 0.001}, {"pretrain", "export"}),
         ({"corpus__seed": 2}, {"download"}),
-        ("llm/dpo.py", {"dpo"}),
+        ("llm/dpo.py", {"dpo", "export"}),
         ("llm/tokenizer/bpe.py", {"tokenizer"}),
         ("stages/templates/report.html", {"report"}),
     ],

@@ -22,7 +22,7 @@ RECORDS = [
 class Tracker:
     def __init__(self) -> None:
         self.told: list[tuple[int, dict[str, float]]] = []
-        self.artifact = self.dataset = self.tags = None
+        self.artifact = self.dataset = self.model = self.tags = None
 
     def metrics(self, figures: dict[str, float], step: int) -> None:
         self.told.append((step, figures))

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from stages import report
+from stages import pages, report
 from stages.charts import CHARTS, Figures, draw, read_curve
 from stages.records import write_curve
 
@@ -30,6 +30,14 @@ MODEL: dict[str, Any] = {
         "faults": {"holder": 0.5, "<b>wish</b>": 0.25},
     },
     "excess_over_entropy": 0.5,
+}
+EXPORT = {
+    "model": "dpo",
+    "documents": 7,
+    "perplexity": 4.48,
+    "formats": {
+        "gguf-q8_0": {"path": "models/export/gguf/m.gguf", "bytes": 1_357_824, "perplexity": 4.49, "cost": 0.00223}
+    },
 }
 FLOOR = {"bits_per_byte": 0.6, "bits_per_byte_low": 0.59, "bits_per_byte_high": 0.61}
 EVALUATE = {"base": MODEL, "dpo": MODEL, "source": {"val": FLOOR, "test": FLOOR}}
@@ -142,6 +150,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
             "sampling": {"temperature": 0.8, "top_k": 0, "top_p": 1.0},
             "samples": [{"prompt": NASTY, "base": NASTY, "dpo": NASTY}],
         },
+        "export": EXPORT,
     }
 
 
@@ -158,7 +167,16 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
     assert all(address.startswith("#") for address in page.addresses)
     assert not re.search(r"url\((?!#|&quot;#|'#)", text)
     assert page.shown.count(NASTY) == 4  # prompt and continuation on both sides, as they are
-    for shown in ("none known", "train_documents", "12,345,678", "0.000123", "28,512", " something, </table>"):
+    for shown in (
+        "none known",
+        "train_documents",
+        "12,345,678",
+        "0.000123",
+        "28,512",
+        "1,357,824",
+        "+0.223 %",
+        " something, </table>",
+    ):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)
     assert ("<b>wish</b>" in page.shown) == ("source" in evaluate)
@@ -170,7 +188,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
      (0.000123456, "0.000123"), (-2.5, "-2.5"), (True, "True"), ("text", "text")],
 )  # fmt: skip
 def test_numbers_for_people(value: Any, shown: str) -> None:
-    assert report.figure(value) == shown
+    assert pages.figure(value) == shown
 
 
 def test_the_stage_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

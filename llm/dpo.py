@@ -1,10 +1,10 @@
 """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290).
 
 The policy starts as the base model. For a prompt with a chosen and a rejected answer, the implicit reward of an
-answer is β (log π(answer) - log π_ref(answer)), and the loss is -log σ(reward_chosen - reward_rejected). The frozen
-reference's log-probabilities never change, so they are computed once, before training, and kept with the checkpoints.
-To this comes, with a weight, the chosen answers' own cross-entropy, which keeps DPO from making both answers less
-likely than they were (Pang et al. 2024, arXiv:2404.19733).
+answer is β (log π(answer) - log π_ref(answer)), and the loss a function of the two answers' rewards (`llm.dpo_losses`).
+The frozen reference's log-probabilities never change, so they are computed once, before training, and kept with the
+checkpoints. To this comes, with a weight, the chosen answers' own cross-entropy, which keeps DPO from making both
+answers less likely than they were (Pang et al. 2024, arXiv:2404.19733).
 
 Like `llm.pretrain`, the loop is a generator of records, and resumes to the same bytes after a kill.
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llm import checkpoint
 from llm.compute import Compute
+from llm.dpo_losses import LossName, preference_loss
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
 from llm.optim.adamw import adamw
@@ -36,6 +36,8 @@ class DPOConfig:
     """Raises ConfigError."""
 
     scope: ScopeName  # score the whole answers, or only the token in which they part (`llm.pair_scoring`)
+    loss: LossName  # `llm.dpo_losses.LOSSES`
+    label_smoothing: float  # sigmoid: share of pairs believed to stand the wrong way round
     beta: float  # how dear it is to leave the reference
     sft_weight: float  # of the chosen answers' own loss, nats per token; 0 is plain DPO
     lr: float  # peak learning rate
@@ -57,13 +59,14 @@ class DPOConfig:
         for name in ("sft_weight", "warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ConfigError(
+                "label_smoothing", f"{self.label_smoothing} is not in [0, 0.5); at a half nothing is learnt"
+            )
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ConfigError("label_smoothing", f"is read by the loss sigmoid alone, not by {self.loss}; set it to 0")
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
-
-
-def sigmoid_loss(margins: Tensor) -> Tensor:
-    """Mean of -log σ(reward_chosen - reward_rejected) over the pairs (B,)."""
-    return -F.logsigmoid(margins).mean()
 
 
 @torch.no_grad()
@@ -103,6 +106,7 @@ def dpo(
     policy.to(compute.device).eval()
     reference = torch.from_numpy(reference_logprobs(policy, train, compute, checkpoints / "reference-train"))
     held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
+    lengths = torch.from_numpy(train.lengths)
     begins = np.cumsum([0, *map(len, train.pairs)])  # where each text's pairs stand in `reference`
     policy.train()
     optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
@@ -110,7 +114,7 @@ def dpo(
     start, records = restore(policy, optimizer, checkpoints, guard.state)
     yield from records
     if not records:
-        records.append(Record(0, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
+        records.append(Record(0, _held_out(policy, held_out, held_out_reference, config, compute)))
         yield records[-1]
 
     per_epoch = len(train) // config.batch_size
@@ -124,10 +128,10 @@ def dpo(
         rows = order[step % per_epoch * config.batch_size :][: config.batch_size].tolist()
 
         policy_logprobs, sft_loss = train.logprobs(policy, rows, compute, sft=config.sft_weight > 0)
-        before = reference[:, np.concatenate([np.arange(begins[i], begins[i + 1]) for i in rows])]
-        rewards = config.beta * (policy_logprobs - before.to(compute.device))
-        margins = rewards[0] - rewards[1]
-        loss = sigmoid_loss(margins)
+        columns = np.concatenate([np.arange(begins[i], begins[i + 1]) for i in rows])
+        ratios = policy_logprobs - reference[:, columns].to(compute.device)
+        tokens = lengths[:, columns].to(compute.device)
+        loss = preference_loss(config.loss, ratios, tokens, config.beta, config.label_smoothing)
         if sft_loss is not None:
             loss = loss + config.sft_weight * sft_loss
         guard.scaled(loss).backward()
@@ -153,18 +157,13 @@ def dpo(
                 **({} if sft_loss is None else {"sft_loss": sft_loss.item()}),
                 "lr": lr,
                 "grad_norm": grad_norm.item(),
-                "reward_chosen": rewards[0].mean().item(),
-                "reward_rejected": rewards[1].mean().item(),
-                "margin": margins.mean().item(),
-                "accuracy": (margins > 0).float().mean().item(),
-                "logprob_chosen": policy_logprobs[0].mean().item(),
-                "logprob_rejected": policy_logprobs[1].mean().item(),
+                **_figures(policy_logprobs.detach(), ratios.detach(), tokens, config.beta),
             }
             records.append(Record(done, values))
             yield records[-1]
         if evaluating:
             policy.eval()
-            records.append(Record(done, _held_out(policy, held_out, held_out_reference, config.beta, compute)))
+            records.append(Record(done, _held_out(policy, held_out, held_out_reference, config, compute)))
             policy.train()
             yield records[-1]
         if saving:
@@ -173,17 +172,31 @@ def dpo(
 
 
 def _held_out(
-    policy: Transformer, scope: Scope, reference: np.ndarray, beta: float, compute: Compute
+    policy: Transformer, scope: Scope, reference: np.ndarray, config: DPOConfig, compute: Compute
 ) -> dict[str, float]:
-    """Loss, margin and accuracy on pairs that are not trained on."""
-    now = _score(policy, scope, compute)
-    rewards = beta * (now - reference)
-    margins = rewards[0] - rewards[1]
+    """The same figures on pairs that are not trained on, and how often the policy alone likes the chosen one better."""
+    now = torch.from_numpy(_score(policy, scope, compute))
+    ratios, lengths = now - torch.from_numpy(reference), torch.from_numpy(scope.lengths)
+    loss = preference_loss(config.loss, ratios, lengths, config.beta, config.label_smoothing)
+    figures = {"loss": loss.item(), **_figures(now, ratios, lengths, config.beta)}
+    figures["preference"] = (now[0] > now[1]).float().mean().item()
+    return {f"held_out_{name}": value for name, value in figures.items()}
+
+
+def _figures(logprobs: Tensor, ratios: Tensor, lengths: Tensor, beta: float) -> dict[str, float]:
+    """Means over pairs, all arguments (2, B).
+
+    `kl` is the mean of log π_ref - log π over the scored tokens of both answers, nats a token. Where the answers are
+    the reference's own writing, as in the source `judged`, it estimates KL(π_ref || π) by samples, but for their
+    temperature and selection; elsewhere it is the policy's drift on the given tokens, and may be negative.
+    """
+    margins = beta * (ratios[0] - ratios[1])
     return {
-        "held_out_loss": float(np.logaddexp(0, -margins).mean()),
-        "held_out_margin": float(margins.mean()),
-        "held_out_reward_chosen": float(rewards[0].mean()),
-        "held_out_reward_rejected": float(rewards[1].mean()),
-        "held_out_accuracy": float((margins > 0).mean()),
-        "held_out_preference": float((now[0] > now[1]).mean()),  # the policy alone likes the chosen one better
+        "reward_chosen": beta * ratios[0].mean().item(),
+        "reward_rejected": beta * ratios[1].mean().item(),
+        "margin": margins.mean().item(),
+        "accuracy": (margins > 0).float().mean().item(),
+        "logprob_chosen": logprobs[0].mean().item(),
+        "logprob_rejected": logprobs[1].mean().item(),
+        "kl": (-ratios.sum() / lengths.sum()).item(),
     }

@@ -38,6 +38,8 @@ class Pairs:
     chosen: list[Segment]
     rejected: list[Segment]
     cut: int  # pairs of which something was cut to fit the context
+    prompts_cut: int = 0  # on the left
+    answers_cut: int = 0  # on the right, of either side
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -53,7 +55,7 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
     for both answers.
     """
     sides: tuple[list[Segment], list[Segment]] = ([], [])
-    cut = 0
+    cut = prompts_cut = answers_cut = 0
     end = tokenizer.end_of_text
     encode = lru_cache(maxsize=2)(tokenizer.encode)  # pairs that share a text stand one after the other
     for prompt, chosen, rejected, whole in zip(texts.prompt, texts.chosen, texts.rejected, texts.whole, strict=True):
@@ -64,11 +66,14 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
         if len(start) + max(map(len, tokens)) > room:
             cut += 1
             longest = max(room // 2, room - len(start))
+            answers_cut += sum(len(answer) > longest for answer in tokens)
             tokens = [answer[:longest] for answer in tokens]
-            start = start[-(room - max(map(len, tokens))) :]
+            kept = room - max(map(len, tokens))
+            prompts_cut += len(start) > kept
+            start = start[-kept:]
         for side, answer in zip(sides, tokens, strict=True):
             side.append(Segment(np.array([*start, *answer], dtype=np.int64), len(start)))
-    return Pairs(*sides, cut=cut)
+    return Pairs(*sides, cut, prompts_cut, answers_cut)
 
 
 def _common(*sequences: Sequence[int]) -> int:
@@ -85,7 +90,10 @@ class Scope(Protocol):
     """`len` counts texts; `pairs[i]` are the numbers of text i's pairs."""
 
     pairs: list[list[int]]
+    lengths: np.ndarray  # (2, pairs in the order of `pairs`), scored tokens of chosen and rejected
     cut: int  # pairs of which something was cut to fit the context
+    prompts_cut: int  # on the left
+    answers_cut: int  # on the right, of either side
     dropped: int  # pairs that the scope cannot score
 
     def __len__(self) -> int: ...
@@ -103,8 +111,11 @@ class WholeAnswers:
 
     def __init__(self, pairs: Pairs) -> None:
         self.chosen, self.rejected = pairs.chosen, pairs.rejected
-        self.cut, self.dropped = pairs.cut, 0
+        self.cut, self.prompts_cut, self.answers_cut = pairs.cut, pairs.prompts_cut, pairs.answers_cut
+        self.dropped = 0
         self.pairs = [[number] for number in range(len(pairs))]
+        both = self.chosen, self.rejected
+        self.lengths = np.array([[len(segment.tokens) - segment.first for segment in side] for side in both])
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -133,7 +144,8 @@ class Forks:
     def __init__(self, pairs: Pairs) -> None:
         self.texts: list[_Text] = []
         self.pairs: list[list[int]] = []
-        self.cut, self.dropped = pairs.cut, 0
+        self.cut, self.prompts_cut, self.answers_cut = pairs.cut, pairs.prompts_cut, pairs.answers_cut
+        self.dropped = 0
         order = sorted(range(len(pairs)), key=lambda i: pairs.chosen[i].tokens.tolist())  # beginnings come first
         for number in order:
             chosen, rejected = pairs.chosen[number], pairs.rejected[number]
@@ -152,6 +164,7 @@ class Forks:
             else:
                 self.texts.append(_Text(chosen.tokens, chosen.first, [fork]))
                 self.pairs.append([number])
+        self.lengths = np.ones((2, sum(map(len, self.pairs))), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -6,7 +6,7 @@ Sources, by name:
 - `judged`: stories that the model writes itself, one that makes sense against one that does not (`llm.judged`).
 - `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
   answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
-- `files`: JSONL with the keys prompt, chosen and rejected.
+- `files`, `hub`: given pairs, in any of the usual shapes (`llm.preference_files`).
 
 Pairs with an empty part, with equal answers, or seen before are dropped and counted. A pair is held out by a hash of
 its prompt, or of its whole story, so that neither is ever on both sides; pairs made of the corpus are held out with the
@@ -14,8 +14,8 @@ corpus's split.
 """
 
 import hashlib
-import json
 import random
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -25,8 +25,10 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm.corpus.config import CorpusConfig
 from llm.corpus.stories import pairs as story_pairs
 from llm.errors import ConfigError, WordmillError
+from llm.preference_files import ShapeName, from_files, from_hub
 
 HELD_OUT = "test"
 SCHEMA = pa.schema(
@@ -38,14 +40,19 @@ SCHEMA = pa.schema(
 class PreferencesConfig:
     """Raises ConfigError."""
 
-    source: Literal["judged", "stories", "corpus", "files"]
-    pairs: int  # to make (stories, corpus) or to make or read at most (judged, files)
+    source: Literal["judged", "stories", "corpus", "files", "hub"]
+    pairs: int  # to make (stories, corpus) or to make or read at most (judged, files, hub)
     openings: int  # judged: of training stories, that the model goes on from
     tries: int  # judged: stories that it writes for each opening
     temperature: float  # judged: of those stories
     pairs_per_story: int  # stories: so many different mistakes in one story at most
     held_out_share: float  # of the pairs, kept from training
-    paths: tuple[str, ...]  # files: JSONL files
+    paths: tuple[str, ...]  # files: paths and globs of .jsonl, .json, .parquet, each also .gz or .zst
+    shape: ShapeName  # files, hub: `llm.preference_files.SHAPES`, or auto
+    dataset: str  # hub: owner/name, or a local folder in the hub's layout (starts with / or .)
+    dataset_config: str  # hub: subset; empty = the data set's default
+    dataset_split: str  # hub: which of the data set's own splits is read (it is split anew here)
+    revision: str  # hub: the commit, 40 hex digits; empty for a local folder
     prompt_characters: int  # corpus: length of a prompt, about
     answer_characters: int  # corpus: length of an answer, about
     seed: int  # stories, corpus
@@ -61,7 +68,20 @@ class PreferencesConfig:
         if not 0 < self.held_out_share < 1:
             raise ConfigError("held_out_share", f"{self.held_out_share} is not between 0 and 1")
         if self.source == "files" and not self.paths:
-            raise ConfigError("paths", "empty; name the JSONL files that hold the pairs")
+            raise ConfigError("paths", "empty; name the files that hold the pairs")
+        if self.source == "hub":
+            _ = self.hub  # checks itself
+
+    @property
+    def hub(self) -> CorpusConfig:
+        """The data set, as the corpus's reader of such wants it. Raises ConfigError."""
+        return CorpusConfig(
+            source="hub",
+            dataset=self.dataset,
+            dataset_config=self.dataset_config,
+            dataset_split=self.dataset_split,
+            revision=self.revision,
+        )
 
 
 @dataclass(frozen=True)
@@ -84,10 +104,13 @@ class PairTexts:
     whole: list[bool]
 
 
-def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[str]) -> Iterator[Pair]:
+def pairs(
+    config: PreferencesConfig, train: Iterable[str], held_out: Iterable[str], scratch: Path | None = None
+) -> Iterator[Pair]:
     """The pairs of the configured source, `judged` apart, which needs a model.
 
-    `train` and `held_out` are the corpus's documents, read only by `corpus`. Raises WordmillError for files that do not
+    `train` and `held_out` are the corpus's documents, read only by `corpus`; `scratch` is a folder for what `files` and
+    `hub` unpack, by default the system's own for such. Raises WordmillError for files that do not
     hold pairs and for a corpus too small to make them of.
     """
     if config.source == "stories":
@@ -96,8 +119,14 @@ def pairs(config: PreferencesConfig, train: Iterable[str], held_out: Iterable[st
         test_pairs = max(1, round(config.pairs * config.held_out_share))
         yield from _passages(config, list(train), config.pairs - test_pairs, "train")
         yield from _passages(config, list(held_out), test_pairs, HELD_OUT)
-    elif config.source == "files":
-        yield from _from_files(config)
+    elif config.source in ("files", "hub"):
+        folder = scratch or Path(tempfile.gettempdir())
+        if config.source == "files":
+            given = from_files(config.paths, config.shape, folder)
+        else:
+            given = from_hub(config.hub, config.shape, folder)
+        for prompt, chosen, rejected in islice(given, config.pairs):
+            yield Pair(prompt, chosen, rejected, "given", hashed_split(prompt, config.held_out_share))
     else:
         raise ValueError(f"the source {config.source} is llm.judged's")
 
@@ -197,38 +226,3 @@ def _next_word(text: str, start: int) -> int:
         if text[place] in " \n":
             return place
     return start
-
-
-def _from_files(config: PreferencesConfig) -> Iterator[Pair]:
-    read = 0
-    for name in config.paths:
-        path = Path(name)
-        if not path.is_file():
-            raise WordmillError(f"preferences.paths: {name}: not found")
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if read == config.pairs:
-                    return
-                if line.strip():
-                    read += 1
-                    yield _parse(line, f"{name} line {number}", config.held_out_share)
-
-
-def _parse(line: bytes, where: str, share: float) -> Pair:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))  # Windows editors put a mark before the first line
-    except UnicodeDecodeError:
-        raise WordmillError(f"{where}: not UTF-8 text; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise WordmillError(f"{where}: not valid JSON: {error.msg}") from None
-    except RecursionError:
-        raise WordmillError(f"{where}: not valid JSON: nested too deeply") from None
-    parts = []
-    for key in ("prompt", "chosen", "rejected"):
-        if not isinstance(record, dict) or not isinstance(record.get(key), str):
-            raise WordmillError(f"{where}: key {key!r} is missing or not a string")
-        if any("\ud800" <= character <= "\udfff" for character in record[key]):
-            raise WordmillError(f"{where}: key {key!r} holds half of a character (a lone surrogate); mend the text")
-        parts.append(record[key])
-    prompt, chosen, rejected = parts
-    return Pair(prompt, chosen, rejected, "given", hashed_split(prompt, share))

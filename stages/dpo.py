@@ -54,6 +54,8 @@ def run(params: Params, stage: Stage) -> None:
         "train_pairs": sum(map(len, train.pairs)),
         "train_texts": len(train),
         "pairs_cut": train.cut + held_out.cut,
+        "prompts_cut": train.prompts_cut + held_out.prompts_cut,
+        "answers_cut": train.answers_cut + held_out.answers_cut,
         "pairs_dropped": train.dropped + held_out.dropped,
     }
     summary(records, Path("reports/dpo.json"), extra)

@@ -42,7 +42,7 @@ def run(params: Params, stage: Stage) -> None:
     if params.preferences.source == "judged":
         made = iter(own_pairs(params))
     else:
-        made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"))
+        made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"), stage.scratch)
     write_pairs(counted(cleaned(made, counts)), OUT)
     details = Path("reports/preferences/counts.json")
     write_json({**counts, "kinds": kinds}, details)

@@ -16,6 +16,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -33,6 +34,14 @@ PARQUET_ROWS = 256  # rows decoded at a time; other writers' row groups may be a
 SNIFF = 1 << 16  # bytes at the start of a text file that must look like text
 UNDECODABLE = 0.1  # share of malformed sequences among the characters of a text file that makes it binary
 MAX_DOCUMENT = 1 << 30  # bytes of one document, or one line of JSON
+
+
+class Row(NamedTuple):
+    """A record of a JSON or Parquet file."""
+
+    values: Any
+    where: str  # file and place, for messages
+    replaced: int = 0  # malformed byte sequences that became U+FFFD
 
 
 class Unit(NamedTuple):
@@ -57,8 +66,8 @@ def file_unit(path: Path, source: str, config: CorpusConfig, scratch: Path) -> U
     return Unit(f"{source} {stat.st_size} {stat.st_mtime_ns}", lambda: read(path, source, config, scratch))
 
 
-def find(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that paths and globs name, in order, each once. Raises WordmillError."""
+def find(patterns: tuple[str, ...], key: str = "corpus.paths") -> list[Path]:
+    """The files that paths and globs name, in order, each once. Raises WordmillError, which names `key`."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         if Path(pattern).exists() or not re.search(r"[*?\[]", pattern):
@@ -68,7 +77,7 @@ def find(patterns: tuple[str, ...]) -> list[Path]:
             names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
             matches = [path for path in map(Path, names) if path.is_file()]
             if not matches:
-                raise WordmillError(f"corpus.paths: {pattern}: no file matches (seen from {Path.cwd().name}/)")
+                raise WordmillError(f"{key}: {pattern}: no file matches (seen from {Path.cwd().name}/)")
         found.update(dict.fromkeys(matches))
     return list(found)
 
@@ -81,15 +90,31 @@ def source_name(path: Path) -> str:
 def read(path: Path, source: str, config: CorpusConfig, scratch: Path) -> Iterator[Document]:
     """The documents of one file. Raises WordmillError naming the file and the place in it."""
     suffix, packing = kind(path.name) or ("", "")
-    try:
-        if suffix == ".parquet":
-            yield from _parquet(path, packing, source, config, scratch)
-        elif suffix == ".jsonl":
-            yield from _json_lines(path, packing, source, config)
-        elif suffix == ".json":
-            yield from _json_array(path, packing, source, config)
-        else:
+    if suffix == ".txt":
+        with _trouble_named(path):
             yield from _plain(path, packing, source, config)
+        return
+    for row in read_rows(path, scratch, config.text_field):
+        yield Document(field_text(row.values, config.text_field, row.where), source, row.replaced)
+
+
+def read_rows(path: Path, scratch: Path, field: str = "") -> Iterator[Row]:
+    """The records of a .jsonl, .json or .parquet file, packed or not; of Parquet, only the column that holds `field`,
+    or all if that is empty. Raises WordmillError naming the file and the place in it."""
+    suffix, packing = kind(path.name) or ("", "")
+    with _trouble_named(path):
+        if suffix == ".parquet":
+            yield from _parquet(path, packing, scratch, field)
+        elif suffix == ".jsonl":
+            yield from _json_lines(path, packing)
+        else:
+            yield from _json_array(path, packing)
+
+
+@contextmanager
+def _trouble_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WordmillError(f"{path}: cannot be read: {detail}") from None
@@ -195,7 +220,7 @@ def _line_ends(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield b"\n"
 
 
-def _json_lines(path: Path, packing: str, source: str, config: CorpusConfig) -> Iterator[Document]:
+def _json_lines(path: Path, packing: str) -> Iterator[Row]:
     for number, line in enumerate(_between(_chunks(path, packing), b"\n", path), 1):
         text, replaced = decode(line)
         text = text.lstrip("\ufeff")
@@ -205,14 +230,14 @@ def _json_lines(path: Path, packing: str, source: str, config: CorpusConfig) -> 
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise WordmillError(f"{path} line {number}: not valid JSON: {_json_trouble(error)}") from None
-        yield Document(field_text(row, config.text_field, f"{path} line {number}"), source, replaced)
+        yield Row(row, f"{path} line {number}", replaced)
 
 
-def _json_array(path: Path, packing: str, source: str, config: CorpusConfig) -> Iterator[Document]:
+def _json_array(path: Path, packing: str) -> Iterator[Row]:
     """A JSON file: an array whose elements are documents, or one value. The text is held whole, its values are not."""
     text, replaced = decode(_whole(_chunks(path, packing), path))
     for number, row in enumerate(_elements(text.lstrip("\ufeff"), path), 1):
-        yield Document(field_text(row, config.text_field, f"{path} element {number}"), source, replaced)
+        yield Row(row, f"{path} element {number}", replaced)
         replaced = 0  # counted once for the file
 
 
@@ -257,7 +282,7 @@ def _json_trouble(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
 
 
-def _parquet(path: Path, packing: str, source: str, config: CorpusConfig, scratch: Path) -> Iterator[Document]:
+def _parquet(path: Path, packing: str, scratch: Path, field: str) -> Iterator[Row]:
     with tempfile.TemporaryFile(dir=scratch) as unpacked:
         if packing:
             for chunk in _chunks(path, packing):
@@ -265,15 +290,14 @@ def _parquet(path: Path, packing: str, source: str, config: CorpusConfig, scratc
             unpacked.seek(0)
         with pq.ParquetFile(unpacked if packing else path) as file:
             names = file.schema_arrow.names
-            field = config.text_field
             column = field if field in names else field.split(".")[0]
-            if column not in names:
+            if field and column not in names:
                 raise WordmillError(f"{path}: no column {field!r} (found: {', '.join(names)}); set corpus.text_field")
             row = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
-                for value in batch[column].to_pylist():
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column] if field else None):
+                for values in batch.to_pylist():
                     row += 1
-                    yield Document(field_text({column: value}, field, f"{path} row {row}"), source)
+                    yield Row(values, f"{path} row {row}")
 
 
 def _chunks(path: Path, packing: str) -> Iterator[bytes]:

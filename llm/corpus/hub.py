@@ -10,16 +10,26 @@ that comes with a data set is never run, and the library's telemetry is off.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llm.corpus.config import CorpusConfig
-from llm.corpus.files import Unit, field_text
+from llm.corpus.files import Row, Unit, field_text
 from llm.corpus.normalise import Document
 from llm.errors import WordmillError
 
 PATIENCE = 8.0  # seconds for the hub's first answer
+
+
+class Rows(NamedTuple):
+    """The data files of one split of a data set: their records, each file's name and version."""
+
+    files: list[Callable[[], Iterator[Row]]]
+    names: list[str]
+    versions: list[str]
+    licence: str | None
 
 
 class Dataset(NamedTuple):
@@ -30,6 +40,21 @@ class Dataset(NamedTuple):
 
 
 def open_dataset(config: CorpusConfig, scratch: Path) -> Dataset:
+    """The data files of `config.dataset` at `config.revision` as documents. Raises WordmillError."""
+    found = open_rows(config, scratch)
+
+    def documents(rows: Callable[[], Iterator[Row]], source: str) -> Iterator[Document]:
+        for row in rows():
+            yield Document(field_text(row.values, config.text_field, row.where), source)
+
+    units = [
+        Unit(f"{name} {version}", partial(documents, rows, name))
+        for rows, name, version in zip(found.files, found.names, found.versions, strict=True)
+    ]
+    return Dataset(units, found.licence)
+
+
+def open_rows(config: CorpusConfig, scratch: Path) -> Rows:
     """Find the data files of `config.dataset` at `config.revision`. Raises WordmillError."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     where = f"data set {config.dataset}"
@@ -65,17 +90,13 @@ def open_dataset(config: CorpusConfig, scratch: Path) -> Dataset:
         raise WordmillError(f"{where}: {_line(error)}") from None
     if stream.num_shards != len(names):
         raise WordmillError(f"{where}: {len(names)} files read as {stream.num_shards} streams; use another format")
-    units = []
+    files: list[Callable[[], Iterator[Row]]] = []
+    versions = []
     for index, name in enumerate(names):
-        source = _short(name, config)
         version = f"{Path(name).stat().st_size} {Path(name).stat().st_mtime_ns}" if config.dataset_is_local else ""
-        units.append(
-            Unit(
-                f"{source} {config.revision or version}",
-                lambda index=index, source=source: _rows(stream, len(names), index, source, config),  # type: ignore[misc]
-            )
-        )
-    return Dataset(units, licence)
+        versions.append(config.revision or version)
+        files.append(partial(_rows, stream, len(names), index, _short(name, config), config))
+    return Rows(files, [_short(name, config) for name in names], versions, licence)
 
 
 def _ask_hub(config: CorpusConfig, where: str) -> str | None:
@@ -86,13 +107,11 @@ def _ask_hub(config: CorpusConfig, where: str) -> str | None:
     try:
         info = HfApi().dataset_info(config.dataset, revision=config.revision, timeout=PATIENCE)
     except hub_errors.RevisionNotFoundError:
-        raise WordmillError(f"{where}: has no commit {config.revision}; correct corpus.revision") from None
+        raise WordmillError(f"{where}: has no commit {config.revision}; correct the revision") from None
     except hub_errors.GatedRepoError:
         raise WordmillError(f"{where}: access is granted on its page; ask there, then `hf auth login`") from None
     except hub_errors.RepositoryNotFoundError:
-        raise WordmillError(
-            f"{where}: unknown to the hub or private; correct corpus.dataset, or `hf auth login`"
-        ) from None
+        raise WordmillError(f"{where}: unknown to the hub or private; correct the name, or `hf auth login`") from None
     except hub_errors.OfflineModeIsEnabled:
         raise WordmillError(
             f"{where}: HF_HUB_OFFLINE is set; unset it, or use corpus.source stories or files"
@@ -105,16 +124,14 @@ def _ask_hub(config: CorpusConfig, where: str) -> str | None:
     return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
 
 
-def _rows(stream: Any, count: int, index: int, source: str, config: CorpusConfig) -> Iterator[Document]:
-    """The documents of one data file."""
+def _rows(stream: Any, count: int, index: int, source: str, config: CorpusConfig) -> Iterator[Row]:
+    """The records of one data file."""
     row = 0
     try:
         for values in stream.shard(num_shards=count, index=index):
             row += 1
-            yield Document(field_text(values, config.text_field, f"{source} row {row}"), source)
+            yield Row(values, f"{source} row {row}")
     except _troubles() as error:
-        if isinstance(error, WordmillError):
-            raise
         raise WordmillError(
             f"data set {config.dataset}: {source} after row {row}: {_line(error)}; the next run goes on at this file"
         ) from None

@@ -105,6 +105,8 @@ def test_dpo_in_the_scope_fork_moves_only_what_parts(
     encoded = encode_pairs(tokenizer, texts, 1024)
     config = DPOConfig(
         scope="fork",
+        loss="sigmoid",
+        label_smoothing=0.0,
         beta=0.1,
         sft_weight=1.0,
         lr=1e-3,

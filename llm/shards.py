@@ -30,12 +30,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from llm.errors import ConfigError, WordmillError
-from llm.tokenizer.tokenizer import Tokenizer
+from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
 MAGIC = b"WMSHARD\0"
 VERSION = 1
@@ -51,6 +51,9 @@ class ShardsConfig:
     """Raises ConfigError."""
 
     tokens_per_shard: int = 10_000_000  # a shard ends with the document that reaches this
+    encoder: Literal["auto", "library"] = (
+        "auto"  # auto: compiled code for the words that it knows to find, else a library
+    )
 
     def __post_init__(self) -> None:
         if self.tokens_per_shard < 1:
@@ -85,23 +88,30 @@ class Header(NamedTuple):
 
 
 def write_shards(
-    texts: Iterable[str], tokenizer: Tokenizer, folder: Path, name: str, tokens_per_shard: int
+    documents: Iterable[Encoded], tokenizer: Tokenizer, folder: Path, name: str, tokens_per_shard: int
 ) -> list[ShardInfo]:
-    """Encode `texts` into shards `<name>-00000.bin`, `<name>-00001.bin`, ... of `folder`.
+    """Write encoded documents as shards `<name>-00000.bin`, `<name>-00001.bin`, ... of `folder`.
 
-    The bytes are a function of the texts and the tokenizer. Raises WordmillError for text that is not valid Unicode.
+    The bytes are a function of the documents and the tokenizer, however the documents fall into batches.
     """
     folder.mkdir(parents=True, exist_ok=True)
     infos: list[ShardInfo] = []
     shard: _Writer | None = None
     try:
-        for text in texts:
-            if shard is None:
-                shard = _Writer(folder / f"{name}-{len(infos):05d}.bin", tokenizer)
-            shard.add(text)
-            if shard.tokens >= tokens_per_shard:
-                infos.append(shard.finish())
-                shard = None
+        for ids, ends, text_bytes in documents:
+            first, count = 0, len(ends) - 1
+            while first < count:
+                if shard is None:
+                    shard = _Writer(folder / f"{name}-{len(infos):05d}.bin", tokenizer)
+                # a shard ends with the document that fills it
+                full = int(np.searchsorted(ends, ends[first] + tokens_per_shard - shard.tokens))
+                last = min(count, max(full, first + 1))
+                starts = ends[first:last] - ends[first]
+                shard.add(ids[ends[first] : ends[last]], starts, int(text_bytes[first:last].sum()))
+                if shard.tokens >= tokens_per_shard:
+                    infos.append(shard.finish())
+                    shard = None
+                first = last
         if shard is not None:
             infos.append(shard.finish())
             shard = None
@@ -208,7 +218,7 @@ class ShardSet:
 
 
 class _Writer:
-    """One shard under its temporary name, streamed: memory holds one document and the starts of all."""
+    """One shard under its temporary name, streamed: memory holds one batch and the starts of all documents."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self.path = path
@@ -221,15 +231,11 @@ class _Writer:
         self.file = self.half.open("wb")
         self.file.write(bytes(HEADER_BYTES))
 
-    def add(self, text: str) -> None:
-        ids = self.tokenizer.encode_array(text)
-        self.starts.append(self.tokens)
-        document = np.empty(len(ids) + 1, DTYPES[self.token_bytes])
-        document[:-1] = ids
-        document[-1] = self.tokenizer.end_of_text
-        self._write(document.tobytes())
-        self.tokens += len(document)
-        self.text_bytes += len(text.encode())
+    def add(self, ids: np.ndarray, starts: np.ndarray, text_bytes: int) -> None:
+        self.starts.frombytes((starts + self.tokens).astype(np.uint64).tobytes())
+        self._write(ids.astype(DTYPES[self.token_bytes]).tobytes())
+        self.tokens += len(ids)
+        self.text_bytes += text_bytes
 
     def finish(self) -> ShardInfo:
         payload = self.tokens * self.token_bytes

@@ -5,16 +5,20 @@ each Parquet part, and index.json. Then opens them as training will, and writes 
 reports/shards/splits.json, and how large the training split is, as metrics, to reports/shards.json.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm.corpus.documents import manifest, parts, read_column
+import numpy as np
+
+from llm.corpus.documents import manifest, parts, read_utf8
 from llm.progress import Progress, progress
 from llm.shards import ShardsConfig, ShardSet, write_index, write_shards
+from llm.tokenizer.bulk import BulkEncoder, encode_batches
 from llm.tokenizer.diagnostics import OPENING, diagnostics, printed
 from llm.tokenizer.tokenizer import Tokenizer
+from llm.tokenizer.word_table import Batch
 from stages.metrics import numbers, write_json
 from stages.stage import Stage, main
 
@@ -30,24 +34,26 @@ class Params:
 
 
 class Counted:
-    """Passes texts on, and keeps what the shards do not hold: how many characters there were and how they began."""
+    """Passes batches on, and keeps what the shards do not hold: how many characters there were and how they began."""
 
     def __init__(self, bar: Progress[Any]) -> None:
         self.characters = 0
         self.opening = ""
         self._bar = bar
 
-    def __call__(self, texts: Iterator[str]) -> Iterator[str]:
-        for text in texts:
-            self.opening = self.opening or text[:OPENING]
-            self.characters += len(text)
-            yield text
-            self._bar.update(len(text.encode()))
+    def __call__(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Batch]:
+        for text, ends in batches:
+            self.opening = self.opening or text[: ends[1]].tobytes().decode()[:OPENING]
+            self.characters += int(np.count_nonzero(text & 0xC0 != 0x80))  # bytes that begin one
+            yield Batch(text, ends)
+            self._bar.update(len(text))
 
 
 def run(params: Params, stage: Stage) -> None:
     """Encode every split and tell what came out."""
     tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    compiled = params.shards.encoder == "auto" and BulkEncoder.can_encode(tokenizer)
+    print(f"encoding by {'compiled code' if compiled else 'the library of the tokenizer'}", flush=True)
     results = {}
     for split, entry in manifest(CORPUS)["splits"].items():
         folder = OUT / split
@@ -55,8 +61,8 @@ def run(params: Params, stage: Stage) -> None:
         with progress(total=entry["bytes"], unit="B", label=f"shards: {split}") as bar:
             counted = Counted(bar)
             for part in parts(CORPUS / split):
-                texts = counted(read_column(part, "text"))
-                infos += write_shards(texts, tokenizer, folder, part.stem, params.shards.tokens_per_shard)
+                documents = encode_batches(counted(read_utf8(part)), tokenizer, compiled)
+                infos += write_shards(documents, tokenizer, folder, part.stem, params.shards.tokens_per_shard)
         write_index(folder, infos, tokenizer)
         shards = ShardSet.open(folder, tokenizer.fingerprint)
         results[split] = diagnostics(

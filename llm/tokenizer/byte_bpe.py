@@ -101,4 +101,8 @@ class ByteBPE(Tokenizer):
         Its Unicode tables are newer than tiktoken's, so letters of the latest years may be cut differently; here only.
         """
         words = regex.findall(self.definition.pattern, text)
-        return [number for word in words for number in self._whole_words.encode_ordinary(word)]
+        return [number for word in words for number in self.encode_word(word)]
+
+    def encode_word(self, word: str) -> list[int]:
+        """The ids of what is one word, of any length."""
+        return self._whole_words.encode_ordinary(word)

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,6 +22,14 @@ from llm.errors import WordmillError
 
 END_OF_TEXT = "<|endoftext|>"
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+
+
+class Encoded(NamedTuple):
+    """A batch of documents as tokens, each document ended by <|endoftext|>."""
+
+    ids: np.ndarray  # uint32, the documents one behind the other
+    ends: np.ndarray  # int64: where each document ends in `ids`, from 0 on
+    text_bytes: np.ndarray  # int64: UTF-8 bytes of each document
 
 
 class Tokenizer(Protocol):

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from llm.batches import LAYOUTS, Batches, best_fit, permuted
 from llm.errors import WordmillError
 from llm.shards import ShardSet, write_index, write_shards
+from llm.tokenizer.bulk import encode_batches
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import END_OF_TEXT, PATTERNS
+from llm.tokenizer.tokenizer import Encoded, Tokenizer
+from llm.tokenizer.words import joined
 
 TOKENIZER = ByteBPE.from_merges([], PATTERNS["cl100k"], (END_OF_TEXT,))
 END = TOKENIZER.end_of_text
@@ -39,6 +43,10 @@ class Stream(ShardSet):
 
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+
+
+def encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    return encode_batches(joined(texts), tokenizer, compiled=True)
 
 
 def epochs(batches: Batches, count: int) -> np.ndarray:
@@ -181,7 +189,7 @@ def test_packing_wastes_little() -> None:
 
 def test_end_of_text_comes_before_the_first_token(tmp_path: Path) -> None:
     texts = ["once", "upon a time", "there was"]
-    write_index(tmp_path, write_shards(texts, TOKENIZER, tmp_path, "part-00000", 8), TOKENIZER)
+    write_index(tmp_path, write_shards(encoded(texts, TOKENIZER), TOKENIZER, tmp_path, "part-00000", 8), TOKENIZER)
     batches = Batches(ShardSet.open(tmp_path), 12, 3, 0, "documents")
     inputs, targets = batches.batch(0)
     documents, places = batches.positions(0)

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,18 @@ from hypothesis import strategies as st
 
 from llm.errors import ConfigError, WordmillError
 from llm.shards import HEADER_BYTES, ShardsConfig, ShardSet, write_index, write_shards
+from llm.tokenizer.bulk import encode_batches
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import END_OF_TEXT, PATTERNS
-from llm.tokenizer.tokenizer import Tokenizer
+from llm.tokenizer.tokenizer import Encoded, Tokenizer
+from llm.tokenizer.words import joined
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The mill turns.", "", "Ann has 12 keys; " * 9, "Grüße 🌾", "x", "a longer story, told twice. " * 4]
+
+
+def encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[Encoded]:
+    return encode_batches(joined(texts), tokenizer, compiled=True)
 
 
 def make_tokenizer(*specials: str) -> Tokenizer:
@@ -30,7 +37,7 @@ def make_tokenizer(*specials: str) -> Tokenizer:
 
 
 def write(folder: Path, tokenizer: Tokenizer, texts: list[str], tokens_per_shard: int = 100) -> ShardSet:
-    infos = write_shards(texts, tokenizer, folder, "part-00000", tokens_per_shard)
+    infos = write_shards(encoded(texts, tokenizer), tokenizer, folder, "part-00000", tokens_per_shard)
     write_index(folder, infos, tokenizer)
     return ShardSet.open(folder, tokenizer.fingerprint)
 
@@ -69,7 +76,7 @@ def test_round_trip(
 
 
 def test_a_shard_ends_with_the_document_that_fills_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    infos = write_shards(["abc"] * 7, tokenizer, tmp_path, "part-00003", tokens_per_shard=8)
+    infos = write_shards(encoded(["abc"] * 7, tokenizer), tokenizer, tmp_path, "part-00003", tokens_per_shard=8)
     assert [info.name for info in infos] == [f"part-00003-{i:05d}.bin" for i in range(4)]
     assert [info.tokens for info in infos] == [8, 8, 8, 4]
     assert sorted(path.name for path in tmp_path.iterdir()) == [info.name for info in infos]
@@ -207,7 +214,7 @@ def test_bad_index(folder: Path) -> None:
 
 def test_lone_surrogate_leaves_no_half_shard(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(WordmillError, match="surrogate"):
-        write_shards(["fine", "\ud800"], tokenizer, tmp_path, "part-00000", 100)
+        write_shards(encoded(["fine", "\ud800"], tokenizer), tokenizer, tmp_path, "part-00000", 100)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,10 +222,13 @@ KILLED = """
 import sys
 from pathlib import Path
 from llm.shards import write_shards
+from llm.tokenizer.bulk import encode_batches
 from llm.tokenizer.tokenizer import Tokenizer
+from llm.tokenizer.words import joined
 folder = Path(sys.argv[1])
 texts = (f"story {i} of the mill. " * 20 for i in range(10**9))
-write_shards(texts, Tokenizer.load(folder), folder, "part-00000", 20_000)
+tokenizer = Tokenizer.load(folder)
+write_shards(encode_batches(joined(texts), tokenizer, True), tokenizer, folder, "part-00000", 20_000)
 """
 
 
@@ -237,14 +247,14 @@ def test_killed_while_writing(tmp_path: Path, tokenizer: Tokenizer) -> None:
     again = tmp_path / "again"
     texts = (f"story {i} of the mill. " * 20 for i in range(10**9))
     enough = [next(texts) for _ in range(200 * len(whole))]
-    infos = write_shards(enough, tokenizer, again, "part-00000", 20_000)
+    infos = write_shards(encoded(enough, tokenizer), tokenizer, again, "part-00000", 20_000)
     for name in whole:  # nothing under a final name differs from an undisturbed run's
         assert (tmp_path / name).read_bytes() == (again / name).read_bytes()
     assert len(infos) >= len(whole)
 
 
 def test_a_thousand_shards_open_fast(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (info,) = write_shards(["ab"], tokenizer, tmp_path, "part-00000", 1)
+    (info,) = write_shards(encoded(["ab"], tokenizer), tokenizer, tmp_path, "part-00000", 1)
     infos = [replace(info, name=f"{i}.bin") for i in range(1000)]
     for link in infos:
         (tmp_path / link.name).hardlink_to(tmp_path / info.name)

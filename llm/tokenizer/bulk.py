@@ -1,0 +1,206 @@
+"""Encoding a corpus: each distinct word once, by compiled code; every other time its tokens are copied.
+
+A byte-level BPE never merges across words, so the tokens of a text are those of its words, and a language has few
+words for much text. Words are found and numbered by `word_table.py`; a new one is merged pair by pair, the pair that
+comes first in the list of merges first, as tiktoken does; one of over `LONG` bytes is left to tiktoken itself, whose
+time does not grow with the square of its length. Ids are tiktoken's on every text (tests compare), at several times
+its speed.
+
+Memory is bounded: a table of `MOST_WORDS` words is thrown away and begun anew.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+from numba import njit
+
+from llm.tokenizer.byte_bpe import ByteBPE
+from llm.tokenizer.scan import SCANNED
+from llm.tokenizer.tokenizer import Encoded, Tokenizer
+from llm.tokenizer.word_table import BEGIN, LENGTH, Batch, WordTable
+from llm.tokenizer.word_table import batch as in_memory
+from llm.tokenizer.words import MOST_THREADS
+
+LONG = 128  # bytes
+MOST_WORDS = 1 << 20
+SHIFT = 32  # a pair as one integer: left << SHIFT | right
+
+
+def encode_batches(
+    batches: Iterable[Batch], tokenizer: Tokenizer, compiled: bool, threads: int | None = None
+) -> Iterator[Encoded]:
+    """The batches as tokens, in their order, on as many threads as there are processors, or `threads`.
+
+    `compiled` takes a `BulkEncoder`, for tokenizers that it can encode; otherwise each text goes through the tokenizer.
+    The ids are the same.
+    """
+    if not compiled:
+        yield from (_one_by_one(batch, tokenizer) for batch in batches)
+        return
+    threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    assert isinstance(tokenizer, ByteBPE)
+    encoders = [BulkEncoder(tokenizer) for _ in range(threads)]
+    encoders[0].encode(in_memory([b"a"]))  # compiled here, if need be: numba cannot do it in two threads at once
+    pools = [ThreadPoolExecutor(1) for _ in range(threads)]
+    waiting: deque[Future[Encoded]] = deque()
+    try:
+        for number, batch in enumerate(batches):
+            if len(waiting) > threads:  # bounds the memory
+                yield waiting.popleft().result()
+            waiting.append(pools[number % threads].submit(encoders[number % threads].encode, batch))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+
+
+def _one_by_one(batch: Batch, tokenizer: Tokenizer) -> Encoded:
+    content, ends = batch.text.tobytes(), batch.ends.tolist()
+    closing = np.array([tokenizer.end_of_text], np.uint32)
+    documents = [
+        np.concatenate([tokenizer.encode_array(content[start:end].decode()), closing], dtype=np.uint32, casting="safe")
+        for start, end in pairwise(ends)
+    ]
+    id_ends = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+    return Encoded(np.concatenate(documents) if documents else closing[:0], id_ends, np.diff(batch.ends))
+
+
+class BulkEncoder:
+    """For one thread. Only for tokenizers of which `can_encode` is true."""
+
+    @staticmethod
+    def can_encode(tokenizer: Tokenizer) -> bool:
+        """Whether its words are found by compiled code, and its ids follow from merges."""
+        return isinstance(tokenizer, ByteBPE) and tokenizer.definition.pattern in SCANNED
+
+    def __init__(self, tokenizer: ByteBPE) -> None:
+        self.tokenizer = tokenizer
+        tokens, merges = tokenizer.definition.tokens, tokenizer.definition.merges
+        number = {token: index for index, token in enumerate(tokens) if token}
+        pairs = np.array([left << SHIFT | right for left, right in merges], np.int64)
+        self._ranks = np.argsort(pairs)  # by pair: its place in the list of merges
+        self._pairs = pairs[self._ranks]
+        self._made = np.array([number[tokens[left] + tokens[right]] for left, right in merges], np.int64)
+        self._bytes = np.array([number[bytes([byte])] for byte in range(256)], np.int64)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.table = WordTable(SCANNED[self.tokenizer.definition.pattern])
+        self._ids = np.empty(1 << 18, np.uint32)  # tokens of all words
+        self._ends = np.zeros(1 << 16, np.int64)  # where each word's end in it, from 0 on
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Tokens of the documents of a batch."""
+        if len(self.table) > MOST_WORDS:
+            self._begin()
+        known = len(self.table)
+        words, ends = self.table.add(*batch)
+        self._learn(known)
+        ids = np.empty(len(batch.text) + len(ends) - 1, np.uint32)  # room for a token a byte
+        id_ends = np.zeros(len(ends), np.int64)
+        _copy(words, ends, self._ids, self._ends, self.tokenizer.end_of_text, ids, id_ends)
+        return Encoded(ids[: id_ends[-1]], id_ends, np.diff(batch.ends))
+
+    def _learn(self, known: int) -> None:
+        """Tokens of the table's words from number `known` on."""
+        words, text_bytes = self.table.used.tolist()
+        if words >= len(self._ends):
+            self._ends = np.concatenate([self._ends, np.zeros(words, np.int64)])
+        if text_bytes > len(self._ids):  # a word has no more tokens than bytes
+            self._ids = np.concatenate([self._ids, np.empty(text_bytes, np.uint32)])
+        tables = (self._bytes, self._pairs, self._ranks, self._made, self._ids, self._ends)
+        while known < words:
+            known = _merge(self.table.text, self.table.rows, known, words, *tables)
+            if known < words:  # a long one
+                begin, length = self.table.rows[known, [BEGIN, LENGTH]].tolist()
+                ids = self.tokenizer.encode_word(self.table.text[begin : begin + length].tobytes().decode())
+                start = self._ends[known]
+                self._ids[start : start + len(ids)] = ids
+                self._ends[known + 1] = start + len(ids)
+                known += 1
+
+
+@njit(cache=True, nogil=True)
+def _merge(
+    text: np.ndarray,
+    rows: np.ndarray,
+    word: int,
+    words: int,
+    byte_ids: np.ndarray,
+    pairs: np.ndarray,
+    ranks: np.ndarray,
+    made: np.ndarray,
+    ids: np.ndarray,
+    ends: np.ndarray,
+) -> int:
+    """Tokens of the words from number `word` on; the number of the first long one, or `words`."""
+    parts, rank_at = np.empty(LONG, np.int64), np.empty(LONG, np.int64)
+    never = len(pairs)
+    while word < words and rows[word, LENGTH] <= LONG:
+        begin, size = rows[word, BEGIN], rows[word, LENGTH]
+        for at in range(size):
+            parts[at] = byte_ids[text[begin + at]]
+        for at in range(size - 1):
+            rank_at[at] = _rank(pairs, ranks, parts[at], parts[at + 1])
+        while size > 1:
+            best = 0
+            for at in range(1, size - 1):
+                if rank_at[at] < rank_at[best]:
+                    best = at
+            if rank_at[best] == never:
+                break
+            parts[best] = made[rank_at[best]]
+            size -= 1
+            for at in range(best + 1, size):
+                parts[at], rank_at[at - 1] = parts[at + 1], rank_at[at]
+            if best > 0:
+                rank_at[best - 1] = _rank(pairs, ranks, parts[best - 1], parts[best])
+            if best < size - 1:
+                rank_at[best] = _rank(pairs, ranks, parts[best], parts[best + 1])
+        start = ends[word]
+        for at in range(size):
+            ids[start + at] = parts[at]
+        word += 1
+        ends[word] = start + size
+    return word
+
+
+@njit(cache=True, nogil=True)
+def _rank(pairs: np.ndarray, ranks: np.ndarray, left: int, right: int) -> int:
+    """The place of a pair in the list of merges, or its length if it is not there: a search by halves."""
+    pair = left << SHIFT | right
+    low, high = 0, len(pairs)
+    while low < high:
+        middle = (low + high) >> 1
+        if pairs[middle] < pair:
+            low = middle + 1
+        else:
+            high = middle
+    return ranks[low] if low < len(pairs) and pairs[low] == pair else len(pairs)
+
+
+@njit(cache=True, nogil=True)
+def _copy(
+    words: np.ndarray,
+    word_ends: np.ndarray,
+    ids: np.ndarray,
+    ends: np.ndarray,
+    end_of_text: int,
+    out: np.ndarray,
+    out_ends: np.ndarray,
+) -> None:
+    at = 0
+    for document in range(len(word_ends) - 1):
+        for place in range(word_ends[document], word_ends[document + 1]):
+            word = words[place]
+            for token in range(ends[word], ends[word + 1]):
+                out[at] = ids[token]
+                at += 1
+        out[at] = end_of_text
+        at += 1
+        out_ends[document + 1] = at

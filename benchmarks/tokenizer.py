@@ -49,7 +49,7 @@ def main(
                     row.append(_process("train", name, str(size), "", files))
             if "ours" in rows:
                 rows["ours, nothing compiled"] = [
-                    _process("train", "ours", str(size), "", files, cache=f"{folder}/cold")
+                    _process("train", "ours", str(size), "", files, cache=f"{folder}/cold-{size}")
                 ]
             figures["train"][size] = rows
             print(f"\ntraining, vocabulary {size:,}: seconds, median (range); peak memory")

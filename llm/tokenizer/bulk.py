@@ -23,7 +23,7 @@ from llm.tokenizer.scan import SCANNED
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 from llm.tokenizer.word_table import BEGIN, LENGTH, Batch, WordTable
 from llm.tokenizer.word_table import batch as in_memory
-from llm.tokenizer.words import MOST_THREADS
+from llm.tokenizer.words import MOST_THREADS, read_ahead
 
 LONG = 128  # bytes
 MOST_WORDS = 1 << 20
@@ -43,12 +43,13 @@ def encode_batches(
         return
     threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
     assert isinstance(tokenizer, ByteBPE)
+    small = read_ahead(batches)  # begins to read while the compiled code is loaded
     encoders = [BulkEncoder(tokenizer) for _ in range(threads)]
     encoders[0].encode(in_memory([b"a"]))  # compiled here, if need be: numba cannot do it in two threads at once
     pools = [ThreadPoolExecutor(1) for _ in range(threads)]
     waiting: deque[Future[Encoded]] = deque()
     try:
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(small):
             if len(waiting) > threads:  # bounds the memory
                 yield waiting.popleft().result()
             waiting.append(pools[number % threads].submit(encoders[number % threads].encode, batch))

@@ -79,14 +79,15 @@ def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None 
     if expression not in SCANNED:
         return Words.of(_count_by_regex(corpus.strings(), expression))
     threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    small = read_ahead(corpus.batches())  # begins to read while the compiled code is loaded
     tables = [WordTable(SCANNED[expression]) for _ in range(threads)]
     pools = [ThreadPoolExecutor(1) for _ in range(threads)]
     waiting: deque[Future[object]] = deque()
     try:
-        for number, (text, ends) in enumerate(corpus.batches()):
+        for number, part in enumerate(small):
             if len(waiting) > threads:  # bounds the memory
                 waiting.popleft().result()
-            waiting.append(pools[number % threads].submit(tables[number % threads].add, text, ends))
+            waiting.append(pools[number % threads].submit(tables[number % threads].add, *part))
         for future in waiting:
             future.result()
     finally:
@@ -97,6 +98,30 @@ def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None 
     for other in others:
         whole.add(*_words(other))
     return _words(whole)
+
+
+def read_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same documents in batches of about `BATCH` bytes. The next ones are read while the last are in use."""
+    reader = ThreadPoolExecutor(1)
+    source = iter(batches)
+    coming = reader.submit(next, source, None)
+
+    def parts() -> Iterator[Batch]:
+        following = coming
+        try:
+            while (batch := following.result()) is not None:
+                following = reader.submit(next, source, None)
+                text, ends = batch
+                first = 0
+                while first < len(ends) - 1:
+                    last = max(first + 1, int(np.searchsorted(ends, ends[first] + BATCH)))
+                    part = ends[first : last + 1]
+                    yield Batch(text[part[0] : part[-1]], part - part[0])
+                    first = len(part) - 1 + first
+        finally:
+            reader.shutdown(cancel_futures=True)
+
+    return parts()
 
 
 def _words(table: WordTable) -> Words:

@@ -2,43 +2,82 @@
 
 A checkpoint is a folder `step-00000100/` holding `tensors.safetensors` (weights and optimizer state) and
 `state.json` (everything else, and the SHA-256 of the tensor file). It is written under a temporary name, synced to
-the disk and renamed, so a folder with a final name is a whole one. The newest are kept, older ones are removed after
-the newer one is in place. On reading, the checksum is compared; a damaged newest checkpoint is reported and the one
-before it is used.
+the disk and renamed, so a folder with a final name is a whole one. The newest are kept, and the best; older ones are
+removed after the newer one is in place. On reading, the checksum is compared; a damaged newest checkpoint is reported
+and the one before it is used.
+
+`Writer` writes in the background: the training waits only for a copy of the tensors, so what is written is the state of
+that very step (docs/LOG.md, 2026-11-25, has what that saves).
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from safetensors.torch import load, save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-KEPT = 2
+
+class Writer:
+    """Writes the checkpoints of one run, one at a time, while the run goes on.
+
+        with Writer(folder, kept=2) as writer:
+            ...
+            writer.write(step, tensors, state, best=best_step)
+
+    At its end it waits for the last one. What goes wrong on the disk is raised by the next call.
+    """
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self.folder = folder
+        self.kept = kept
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
+        """Copy the tensors, and write them while the caller goes on. `best` is the step of a checkpoint to keep."""
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        # JSON at once, since the caller may add to `state`; in its order, since a resumed run's curve has its columns.
+        text = json.dumps(dict(state))
+        kept = () if best is None else (best,)
+        self._writing = self._thread.submit(_write, self.folder, step, copies, text, self.kept, kept)
+
+    def check(self) -> None:
+        """Raise what has gone wrong so far, without waiting."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all is on the disk. Raises OSError."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown(wait=True)
+        if kind is None:
+            self.wait()
 
 
-def write(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Save one checkpoint of `step` finished steps under `folder` and drop all but the newest `KEPT`."""
-    final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    payload = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    _write_synced(temporary / "tensors.safetensors", payload)
-    record = {"step": step, "sha256": hashlib.sha256(payload).hexdigest(), "state": dict(state)}
-    # Keys stay in the caller's order: a resumed run's curve must have the columns of an uninterrupted one's.
-    _write_synced(temporary / "state.json", json.dumps(record).encode())
-    _sync_folder(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _sync_folder(folder)
-    for old in _all(folder)[:-KEPT]:
-        shutil.rmtree(old)
-    return final
+def write(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], kept: int = 2) -> Path:
+    """Save one checkpoint of `step` finished steps under `folder` and drop all but the newest `kept`.
+
+    Raises OSError, with the path, where the disk is full; the checkpoints that were there stay.
+    """
+    here = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return _write(folder, step, here, json.dumps(dict(state)), kept, ())
 
 
 def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
@@ -46,24 +85,61 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     for path in reversed(_all(folder)):
         try:
             record = json.loads((path / "state.json").read_bytes())
-            payload = (path / "tensors.safetensors").read_bytes()
-            if hashlib.sha256(payload).hexdigest() != record["sha256"]:
-                raise ValueError("its checksum differs")
-            return record["step"], load(payload), record["state"]
-        except (OSError, ValueError, KeyError) as error:
+            with (path / "tensors.safetensors").open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
+                    raise ValueError("its checksum differs")
+            return record["step"], load_file(path / "tensors.safetensors"), record["state"]
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             print(f"checkpoint {path.name} is damaged ({error}); trying the one before it", flush=True)
     return None
 
 
+def _write(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: str, kept: int, besides: Collection[int]
+) -> Path:
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.writing"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        sha256 = _write_tensors(temporary / "tensors.safetensors", tensors)
+        record = f'{{"step": {step}, "sha256": "{sha256}", "state": {state}}}'
+        with (temporary / "state.json").open("wb") as file:
+            file.write(record.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint would keep a full disk full
+        raise OSError(error.errno, error.strerror, str(error.filename or final)) from error
+    steps = {int(path.name.removeprefix("step-")): path for path in _all(folder)}
+    older = sorted(number for number in steps if number <= step)
+    keep = {*older[-kept:], *besides}
+    for number, path in steps.items():
+        if number not in keep:  # a newer one was damaged, or this would not have been made after it
+            shutil.rmtree(path)
+    return final
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file; its SHA-256. Raises OSError."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))  # as the library, which is in Rust, says it
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _all(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _write_synced(path: Path, payload: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:

@@ -9,8 +9,8 @@ answers less likely than they were (Pang et al. 2024, arXiv:2404.19733).
 Like `llm.pretrain`, the loop is a generator of records, and resumes to the same bytes after a kill.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,10 @@ from llm.optim.adamw import adamw
 from llm.optim.guard import Guard
 from llm.optim.schedules import cosine
 from llm.pair_scoring import Scope, ScopeName
-from llm.pretrain import Record, restore, saved_tensors
+from llm.pretrain import Record, best, restore, save, saved_tensors
 
 TEXTS_AT_ONCE = 32  # scored without gradients
+CHECKPOINTS_KEPT = 2  # the newest, besides the best
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,17 @@ def _score(model: Transformer, scope: Scope, compute: Compute) -> np.ndarray:
 
 
 def dpo(
-    policy: Transformer, train: Scope, held_out: Scope, config: DPOConfig, compute: Compute, checkpoints: Path
+    policy: Transformer,
+    train: Scope,
+    held_out: Scope,
+    config: DPOConfig,
+    compute: Compute,
+    checkpoints: Path,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
     """Tune `policy`, which comes in as the base model, in place; resume from `checkpoints` if there is one.
+
+    Once `stopping` says so, the step at hand is finished, a checkpoint written, and the records end.
 
     `train` and `held_out` are pairs in the configured scope (`llm.pair_scoring.SCOPES`). Raises WordmillError.
     """
@@ -119,56 +128,60 @@ def dpo(
 
     per_epoch = len(train) // config.batch_size
     steps = per_epoch * config.epochs
-    for step in range(start, steps):
-        done = step + 1
-        lr = cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
-        rows = order[step % per_epoch * config.batch_size :][: config.batch_size].tolist()
+    with checkpoint.Writer(checkpoints, CHECKPOINTS_KEPT) as writer:
+        for step in range(start, steps):
+            done = step + 1
+            lr = cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
+            rows = order[step % per_epoch * config.batch_size :][: config.batch_size].tolist()
 
-        policy_logprobs, sft_loss = train.logprobs(policy, rows, compute, sft=config.sft_weight > 0)
-        columns = np.concatenate([np.arange(begins[i], begins[i + 1]) for i in rows])
-        ratios = policy_logprobs - reference[:, columns].to(compute.device)
-        tokens = lengths[:, columns].to(compute.device)
-        loss = preference_loss(config.loss, ratios, tokens, config.beta, config.label_smoothing)
-        if sft_loss is not None:
-            loss = loss + config.sft_weight * sft_loss
-        guard.scaled(loss).backward()
-        guard.unscale(policy)
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
-        optimizer.found_inf = guard.judge(step, loss.detach(), grad_norm)  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad()
+            policy_logprobs, sft_loss = train.logprobs(policy, rows, compute, sft=config.sft_weight > 0)
+            columns = np.concatenate([np.arange(begins[i], begins[i + 1]) for i in rows])
+            ratios = policy_logprobs - reference[:, columns].to(compute.device)
+            tokens = lengths[:, columns].to(compute.device)
+            loss = preference_loss(config.loss, ratios, tokens, config.beta, config.label_smoothing)
+            if sft_loss is not None:
+                loss = loss + config.sft_weight * sft_loss
+            guard.scaled(loss).backward()
+            guard.unscale(policy)
+            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
+            optimizer.found_inf = guard.judge(step, loss.detach(), grad_norm)  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
 
-        logging = done % config.log_every == 0 or done == steps
-        evaluating = done % config.eval_every == 0 or done == steps
-        saving = done % config.checkpoint_every == 0 and done < steps
-        if logging or evaluating or saving:
-            frozen_at = guard.frozen_at()
-            if frozen_at is not None:
-                raise WordmillError(
-                    f"step {frozen_at}: loss or gradient is not finite; lower dpo.lr or dpo.beta, "
-                    "or set compute.precision: fp32"
-                )
-        if logging:
-            values = {
-                "loss": loss.item(),
-                **({} if sft_loss is None else {"sft_loss": sft_loss.item()}),
-                "lr": lr,
-                "grad_norm": grad_norm.item(),
-                **_figures(policy_logprobs.detach(), ratios.detach(), tokens, config.beta),
-            }
-            records.append(Record(done, values))
-            yield records[-1]
-        if evaluating:
-            policy.eval()
-            records.append(Record(done, _held_out(policy, held_out, held_out_reference, config, compute)))
-            policy.train()
-            yield records[-1]
-        if saving:
-            state = {"records": [asdict(record) for record in records]}
-            checkpoint.write(checkpoints, done, saved_tensors(policy, optimizer, guard.state), state)
+            logging = done % config.log_every == 0 or done == steps
+            evaluating = done % config.eval_every == 0 or done == steps
+            regular = done % config.checkpoint_every == 0 or done == steps
+            stop = stopping()
+            if logging or evaluating or regular or stop:
+                frozen_at = guard.frozen_at()
+                if frozen_at is not None:
+                    raise WordmillError(
+                        f"step {frozen_at}: loss or gradient is not finite; lower dpo.lr or dpo.beta, "
+                        "or set compute.precision: fp32"
+                    )
+            if logging:
+                values = {
+                    "loss": loss.item(),
+                    **({} if sft_loss is None else {"sft_loss": sft_loss.item()}),
+                    "lr": lr,
+                    "grad_norm": grad_norm.item(),
+                    **_figures(policy_logprobs.detach(), ratios.detach(), tokens, config.beta),
+                }
+                records.append(Record(done, values))
+                yield records[-1]
+            if evaluating:
+                policy.eval()
+                records.append(Record(done, _held_out(policy, held_out, held_out_reference, config, compute)))
+                policy.train()
+                yield records[-1]
+            writer.check()
+            if regular or stop or (evaluating and best(records, "held_out_loss") == done):
+                save(writer, done, saved_tensors(policy, optimizer, guard.state), records, "held_out_loss")
+            if stop:
+                return
 
 
 def _held_out(

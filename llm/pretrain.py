@@ -15,7 +15,7 @@ of the predictions (ln V at the start; near 0 means collapse).
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -65,6 +65,7 @@ class PretrainConfig:
     eval_documents: int  # validation documents scored during training
     sample_every: int  # steps
     checkpoint_every: int  # steps
+    checkpoints_kept: int  # the newest, besides the best
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.steps == 0 and not self.start_from):
@@ -72,7 +73,14 @@ class PretrainConfig:
         for name in ("batch_size", "micro_batch_size", "lr", "muon_lr", "grad_clip"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
-        for name in ("log_every", "eval_every", "eval_documents", "sample_every", "checkpoint_every"):
+        for name in (
+            "log_every",
+            "eval_every",
+            "eval_documents",
+            "sample_every",
+            "checkpoint_every",
+            "checkpoints_kept",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
         for name in ("beta1", "beta2"):
@@ -120,10 +128,12 @@ def pretrain(
     evaluate: Callable[[Transformer], dict[str, float]],
     sample: Callable[[Transformer], str],
     checkpoints: Path,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Record]:
     """Train `model` in place, or go on from the newest checkpoint under `checkpoints`.
 
-    `evaluate` and `sample` see the model in the middle of training and must not draw from torch's global generators.
+    Once `stopping` says so, the step at hand is finished, a checkpoint written, and the records end. `evaluate` and
+    `sample` see the model in the middle of training and must not draw from torch's global generators.
     """
     model.to(compute.device).train()
     settings = Settings(
@@ -144,72 +154,92 @@ def pretrain(
     flops_per_step = 0
     peak = compute.measure_peak()
     watch = _Stopwatch()
-    for step in range(start, config.steps):
-        done = step + 1
-        last = done == config.steps
-        logging = done % config.log_every == 0 or last or done == 1
-        evaluating = done % config.eval_every == 0 or last
-        sampling = done % config.sample_every == 0 or last
-        saving = done % config.checkpoint_every == 0 and not last
-        lr = learning_rate(config, step, config.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step, group["peak"])
+    with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
+        for step in range(start, config.steps):
+            done = step + 1
+            last = done == config.steps
+            logging = done % config.log_every == 0 or last or done == 1
+            evaluating = done % config.eval_every == 0 or last
+            sampling = done % config.sample_every == 0 or last
+            regular = done % config.checkpoint_every == 0 or last
+            lr = learning_rate(config, step, config.lr)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, group["peak"])
 
-        batch = _batch(batches, step, config, compute)
-        loss, states = backward(model, hidden, batch, config.micro_batch_size, config.seed, compute, guard)
-        guard.unscale(model)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        before = [w.detach().clone() for w in model.parameters()] if logging else []
-        optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad()
-        flops_per_step = flops_per_token(model.config, model.vocab_size) * batch.inputs.numel()
+            batch = _batch(batches, step, config, compute)
+            loss, states = backward(model, hidden, batch, config.micro_batch_size, config.seed, compute, guard)
+            guard.unscale(model)
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            before = [w.detach().clone() for w in model.parameters()] if logging else []
+            optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
+            flops_per_step = flops_per_token(model.config, model.vocab_size) * batch.inputs.numel()
 
-        # Where looking means waiting for the device, look only when there is a reason to wait anyway.
-        if logging or evaluating or sampling or saving or compute.device.type == "cpu":
-            frozen_at = guard.frozen_at()
-            if frozen_at is not None:
-                batch = _batch(batches, frozen_at, config, compute)
-                raise WordmillError(nonfinite.report(model, batch, config, compute, guard, checkpoints))
-        if logging:
-            values = {
-                "loss": loss.item(),
-                "lr": lr,
-                "grad_norm": grad_norm.item(),
-                "param_norm": _norm(before),
-                "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)]) / _norm(before),
-                "logit_entropy": _entropy(model, states[0]),
-                "tokens": float(done * batch.inputs.numel()),
-                "flops": float(done * flops_per_step),
-                **guard.figures(),
-            }
-            values = {name: value for name, value in values.items() if math.isfinite(value)}  # a skipped step's are not
-            rate = watch.lap(done - step if done == 1 else config.log_every)
-            machine = {
-                "tokens_per_second": rate * batch.inputs.numel(),
-                "fraction_of_peak": rate * flops_per_step / peak,
-                "memory_gb": _memory(compute) / 1e9,
-            }
-            records.append(Record(done, values, machine))
-            yield records[-1]
-        if evaluating:
-            with watch.paused():
-                records.append(Record(done, {f"val_{k}": v for k, v in evaluate(model).items()}))
+            # Where looking means waiting for the device, look only when there is a reason to wait anyway.
+            if logging or evaluating or sampling or regular or compute.device.type == "cpu":
+                frozen_at = guard.frozen_at()
+                if frozen_at is not None:
+                    batch = _batch(batches, frozen_at, config, compute)
+                    raise WordmillError(nonfinite.report(model, batch, config, compute, guard, checkpoints))
+            if logging:
+                values = {
+                    "loss": loss.item(),
+                    "lr": lr,
+                    "grad_norm": grad_norm.item(),
+                    "param_norm": _norm(before),
+                    "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)])
+                    / _norm(before),
+                    "logit_entropy": _entropy(model, states[0]),
+                    "tokens": float(done * batch.inputs.numel()),
+                    "flops": float(done * flops_per_step),
+                    **guard.figures(),
+                }
+                values = {
+                    name: value for name, value in values.items() if math.isfinite(value)
+                }  # a skipped step's are not
+                rate = watch.lap(done - step if done == 1 else config.log_every)
+                machine = {
+                    "tokens_per_second": rate * batch.inputs.numel(),
+                    "fraction_of_peak": rate * flops_per_step / peak,
+                    "memory_gb": _memory(compute) / 1e9,
+                }
+                records.append(Record(done, values, machine))
                 yield records[-1]
-        if sampling:
-            with watch.paused():
-                records.append(Record(done, text=sample(model)))
-                yield records[-1]
-        if saving:
-            with watch.paused():
-                state = {"records": [asdict(record) for record in records]}
-                checkpoint.write(checkpoints, done, saved_tensors(model, optimizer, guard.state), state)
+            if evaluating:
+                with watch.paused():
+                    records.append(Record(done, {f"val_{k}": v for k, v in evaluate(model).items()}))
+                    yield records[-1]
+            if sampling:
+                with watch.paused():
+                    records.append(Record(done, text=sample(model)))
+                    yield records[-1]
+            writer.check()
+            stop = stopping()
+            if regular or stop or (evaluating and best(records, "val_loss") == done):
+                with watch.paused():
+                    save(writer, done, saved_tensors(model, optimizer, guard.state), records, "val_loss")
+            if stop:
+                return
 
 
 def learning_rate(config: PretrainConfig, step: int, peak: float) -> float:
     """The rate of step `step` (from 0) for a group of weights whose largest is `peak`."""
     schedule = SCHEDULES[config.schedule]
     return schedule(step, config.steps, config.warmup_steps, peak, config.final_lr_share, config.decay_share)
+
+
+def best(records: Iterable[Record], figure: str) -> int | None:
+    """The step at which `figure`, a loss, was least; None where there is none."""
+    found = [(record.values[figure], record.step) for record in records if figure in record.values]
+    return min(found)[1] if found else None
+
+
+def save(writer: checkpoint.Writer, step: int, tensors: Mapping[str, Tensor], records: list[Record], loss: str) -> None:
+    """A checkpoint after `step` steps; that of the step with the least `loss` is kept for as long as it is so."""
+    least = best(records, loss)
+    known = {} if least is None else {"step": least, loss: min(r.values[loss] for r in records if loss in r.values)}
+    writer.write(step, tensors, {"best": known, "records": [asdict(record) for record in records]}, least)
 
 
 def saved_tensors(

@@ -44,8 +44,8 @@ def run(params: Params, stage: Stage) -> None:
     train, held_out = encoded("train"), encoded("test")
     steps = len(train) // config.batch_size * config.epochs
     records = []
-    with Teller(stage, steps) as tell:
-        for record in dpo(policy, train, held_out, config, compute, stage.scratch):
+    with stage.stopping() as stopping, Teller(stage, steps) as tell:
+        for record in dpo(policy, train, held_out, config, compute, stage.scratch, stopping):
             records.append(record)
             tell(record)
     folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)

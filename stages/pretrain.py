@@ -60,8 +60,8 @@ def run(params: Params, stage: Stage) -> None:
         return tokenizer.decode(ids)
 
     records: list[Record] = []
-    with Teller(stage, config.steps) as tell:
-        for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch):
+    with stage.stopping() as stopping, Teller(stage, config.steps) as tell:
+        for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch, stopping):
             records.append(record)
             tell(record)
     folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)

@@ -7,7 +7,8 @@
 - asks the kernel to end the process when its parent dies: DVC forwards no signal, and an orphaned training would go
   on beside the next one;
 - ends it at the first SIGTERM or Ctrl-C, and takes no second one: whoever stops a stage often does so twice (a
-  terminal and DVC, a scheduler and the kernel), and the MLflow run must still be closed;
+  terminal and DVC, a scheduler and the kernel), and the MLflow run must still be closed. A training, which knows
+  better where to stop, asks for the signal with `stage.stopping()`;
 - holds a lock per stage, for the same reason;
 - gives the stage a scratch folder `runs/<stage>/<fingerprint>/`. The fingerprint is taken from the params and the
   content of every dependency, so a run that was killed finds its own state again, and a changed run never finds a
@@ -24,7 +25,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,12 +54,12 @@ class Stage:
         self.dataset = tracker.dataset
         self.tags = tracker.tags
         self.model = tracker.model
+        self.stopping = _signals.awaited
 
 
 def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
     """Run one stage; never returns. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _stop)
+    _signals.install()
     _die_with_parent()
     try:
         _run(name, params_type, run)
@@ -156,9 +158,39 @@ def _die_with_parent() -> None:
             sys.exit(143)
 
 
-def _stop(signum: int, frame: Any) -> None:
-    for taken in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(taken, signal.SIG_IGN)
-    if signum == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + signum)
+class _Signals:
+    """The first SIGTERM or Ctrl-C: at once an exception, or a wish that the stage's work looks for."""
+
+    def __init__(self) -> None:
+        self._awaited = False
+        self._seen = 0
+
+    def install(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._take)
+
+    @contextmanager
+    def awaited(self) -> Iterator[Callable[[], bool]]:
+        """Within it a signal only makes the function it gives return True; it takes effect at the end of the block."""
+        self._awaited = True
+        try:
+            yield lambda: self._seen != 0
+        finally:
+            self._awaited = False
+        if self._seen:
+            self._stop()
+
+    def _take(self, signum: int, frame: Any) -> None:
+        for taken in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(taken, signal.SIG_IGN)
+        self._seen = signum
+        if not self._awaited:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._seen == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self._seen)
+
+
+_signals = _Signals()

@@ -3,7 +3,8 @@
 import importlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,10 @@ class Told:
 
     def tags(self, values: dict[str, str]) -> None:
         assert values
+
+    @contextmanager
+    def stopping(self) -> Iterator[Callable[[], bool]]:
+        yield lambda: False
 
 
 @pytest.fixture

@@ -5,23 +5,16 @@ here is that the stages fit together, repeat to the byte, and run exactly when t
 """
 
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from ruamel.yaml import YAML
 
-from pipeline.presets import changed
+from benchmarks.kill import Checkout, build, ran, survives
 
-REPO = Path(__file__).parents[1]
 STAGES = {
     "download",
     "tokenizer",
@@ -34,130 +27,13 @@ STAGES = {
     "export",
     "report",
 }
-TINY: dict[str, Any] = {
-    "corpus.documents": 400,
-    "corpus.val_share": 0.05,
-    "corpus.test_share": 0.05,
-    "tokenizer.vocab_size": 600,
-    "model.n_layer": 1,
-    "model.n_head": 2,
-    "model.n_kv_head": 1,
-    "model.d_model": 32,
-    "model.d_ff": 64,
-    "model.block_size": 256,
-    "pretrain.steps": 40,
-    "pretrain.batch_size": 4,
-    "pretrain.micro_batch_size": 4,
-    "pretrain.warmup_steps": 2,
-    "pretrain.log_every": 4,
-    "pretrain.eval_every": 20,
-    "pretrain.eval_documents": 5,
-    "pretrain.sample_every": 10,
-    "pretrain.checkpoint_every": 4,
-    "preferences.source": "stories",  # a model of 40 steps writes nothing that the judge could prefer
-    "preferences.pairs": 80,
-    "preferences.pairs_per_story": 2,
-    "dpo.warmup_steps": 1,
-    "dpo.scope": "fork",
-    "dpo.sft_weight": 1.0,
-    "dpo.batch_size": 8,
-    "dpo.log_every": 2,
-    "dpo.eval_every": 4,
-    "dpo.checkpoint_every": 3,
-    "evaluate.documents": 10,
-    "evaluate.stories": 10,
-    "samples.count": 2,
-    "samples.temperature": 0.8,
-    "samples.max_new_tokens": 20,
-    "compute.device": "cpu",
-    "compute.threads": 1,
-}
-
-
-@dataclass(frozen=True)
-class Checkout:
-    """A folder in which commands run as a user runs them."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    def run(self, *command: str) -> str:
-        """What a command that succeeds prints to standard output."""
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True)
-        assert done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")[-3000:]
-        return done.stdout.decode(errors="replace")
-
-    def repro(self, *options: str) -> set[str]:
-        """Run `dvc repro`; the stages that it really ran."""
-        return ran(self.run("dvc", "repro", *options))
-
-    def changed_stages(self) -> set[str]:
-        """The stages that something was changed for by hand; what follows from them is not known before they ran."""
-        return set(YAML(typ="safe").load(self.run("dvc", "status", "--json")))
-
-    def put(self, **values: Any) -> None:
-        """Change params: section__key=value."""
-        path = self.folder / "params.yaml"
-        path.write_text(changed(path.read_text(), {k.replace("__", "."): v for k, v in values.items()}, "test"))
-
-    def restore(self) -> None:
-        self.run("git", "checkout", "-q", ".")
-        self.run("dvc", "checkout", "-q")
-
-    @property
-    def lock(self) -> dict[str, Any]:
-        """dvc.lock by stage; equal texts give equal dicts, and dicts show which stage differs."""
-        content: dict[str, Any] = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
-        return content
-
-    def runs(self, query: str) -> list[Run]:
-        """MLflow's runs, oldest first."""
-        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
-        (experiment,) = (e for e in client.search_experiments() if e.name == "wordmill")
-        found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
-        return list(found)
-
-    def newest_rebuild(self) -> tuple[dict[str, str], set[str]]:
-        """Of the newest parent run: the runs it links by stage, and the stages that are its own children."""
-        parent = self.runs("tags.`wordmill.kind` = 'rebuild'")[-1]
-        assert parent.info.status == "FINISHED"
-        tags = parent.data.tags
-        links = {name.removeprefix("stage."): tags[name] for name in tags if name.startswith("stage.")}
-        children = self.runs(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-        assert {run.info.status for run in children} == {"FINISHED"}
-        assert len(children) == len({run.info.run_name for run in children})
-        return links, {str(run.info.run_name) for run in children}
-
-
-def ran(log: str) -> set[str]:
-    prefix = "Running stage '"
-    return {line[len(prefix) :].partition("'")[0] for line in log.splitlines() if line.startswith(prefix)}
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """The pipeline, built once and committed."""
-    folder = tmp_path_factory.mktemp("pipeline") / "checkout"
-    for name in ("llm", "stages", "pipeline", "presets"):
-        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPO / name, folder / name)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "WORDMILL_", "GIT_", "DVC_"))}
-    environment |= {
-        "DVC_NO_ANALYTICS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        **{f"GIT_{who}_NAME": "t" for who in ("AUTHOR", "COMMITTER")},
-        **{f"GIT_{who}_EMAIL": "t@example.org" for who in ("AUTHOR", "COMMITTER")},
-    }
-    checkout = Checkout(folder, environment)
-    (folder / "params.yaml").write_bytes((REPO / "presets/default.yaml").read_bytes())
-    checkout.put(**{name.replace(".", "__"): value for name, value in TINY.items()})
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "."], ["git", "commit", "-qm", "one"]):
-        checkout.run(*command)
-    assert checkout.repro() == STAGES
-    checkout.run("git", "add", ".")
-    checkout.run("git", "commit", "-qm", "built")
+    checkout = build(tmp_path_factory.mktemp("pipeline") / "checkout")
+    assert set(checkout.lock) == STAGES
     return checkout
 
 
@@ -258,6 +134,14 @@ def test_killed_in_the_middle_or_not_a_forced_rebuild_gives_the_same_bytes(built
     assert runs[-1].info.status == "FINISHED"
     assert runs[-1].data.metrics["val_loss"] == runs[0].data.metrics["val_loss"]
     assert built.runs("attributes.status = 'RUNNING'") == []
+
+
+@pytest.mark.parametrize(("stage", "seconds"), [("pretrain", 1.5), ("dpo", 3.5)])
+def test_killed_at_any_moment_dvc_repro_gives_the_same_bytes(built: Checkout, stage: str, seconds: float) -> None:
+    """Two of those that `python -m benchmarks.kill` does fifty of."""
+    _, _, same = survives(built, stage, seconds)
+    assert same
+    built.restore()
 
 
 def test_experiments_metrics_and_plots(built: Checkout) -> None:

@@ -1,6 +1,8 @@
 """Checkpoints are whole or not there: after a kill, after damage, and only the newest are kept."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from llm import checkpoint
 
@@ -34,6 +37,60 @@ def test_round_trip(tmp_path: Path) -> None:
     assert state == {"records": [{"loss": 0.1 + 0.2, "accuracy": 1.0}]}
     assert list(state["records"][0]) == ["loss", "accuracy"]  # files are written from them, column by column
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_the_tensor_file_is_what_safetensors_reads(tmp_path: Path) -> None:
+    tensors = {
+        "z": torch.randn(3, 5, dtype=torch.float64),
+        "a": torch.tensor(7),
+        "b": torch.randn(2, 3).to(torch.bfloat16).T,  # not contiguous
+        "c": torch.tensor([True, False, True]),
+        "empty": torch.zeros(0, 4),
+    }
+    path = checkpoint.write(tmp_path, 1, tensors, {}) / "tensors.safetensors"
+    read = load(path.read_bytes())
+    assert set(read) == set(tensors)
+    assert all(torch.equal(read[n], t) and read[n].dtype == t.dtype for n, t in tensors.items())
+
+
+def test_the_background_writes_the_state_of_that_step(tmp_path: Path) -> None:
+    weight = torch.zeros(1_000_000)
+    with checkpoint.Writer(tmp_path, kept=3) as writer:
+        for step in (1, 2, 3):
+            weight.fill_(step)
+            state = {"curve": [step]}
+            writer.write(step, {"w": weight}, state, None)
+            weight.fill_(-1)
+            state["curve"].append(-1)
+    for step in (3, 2, 1):
+        found = checkpoint.latest(tmp_path)
+        assert found is not None
+        assert found[0] == step
+        assert found[2] == {"curve": [step]}
+        assert (found[1]["w"] == step).all()
+        shutil.rmtree(tmp_path / f"step-{step:08d}")
+
+
+def test_a_full_disk_leaves_the_last_one_and_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write(tmp_path, 1, {"w": torch.ones(9)}, {})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="step-00000002") as caught, checkpoint.Writer(tmp_path, kept=2) as writer:
+        writer.write(2, {"w": torch.ones(9)}, {}, None)
+    assert caught.value.errno == errno.ENOSPC
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert (checkpoint.latest(tmp_path) or [0])[0] == 1
+
+
+def test_one_written_after_a_fallback_replaces_the_damaged(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint.write(tmp_path, step, {"w": torch.zeros(1)}, {})
+    (tmp_path / "step-00000020/state.json").write_text("{")
+    checkpoint.write(tmp_path, 15, {"w": torch.zeros(1)}, {}, kept=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000015"]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

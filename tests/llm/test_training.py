@@ -1,8 +1,9 @@
 """Pretraining and DPO: a killed run ends with the bytes of an uninterrupted one; the losses are what papers say."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ PRETRAIN = PretrainConfig(
     eval_documents=1,
     sample_every=6,
     checkpoint_every=3,
+    checkpoints_kept=2,
 )
 DPO = DPOConfig(
     scope="answers",
@@ -84,18 +86,24 @@ class Ramps:
 
 
 def start_pretraining(
-    config: ModelConfig, compute: Compute, at: Path, settings: PretrainConfig = PRETRAIN
+    config: ModelConfig,
+    compute: Compute,
+    at: Path,
+    settings: PretrainConfig = PRETRAIN,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> tuple[Transformer, Iterator[Record]]:
     model = Transformer(config, 64)
     model.initialise(settings.seed)
-    return model, pretrain(model, Ramps(), settings, compute, lambda m: {"loss": 1.0}, lambda m: "text", at)
+    return model, pretrain(model, Ramps(), settings, compute, lambda m: {"loss": 1.0}, lambda m: "text", at, stopping)
 
 
-def start_dpo(config: ModelConfig, compute: Compute, at: Path) -> tuple[Transformer, Iterator[Record]]:
+def start_dpo(
+    config: ModelConfig, compute: Compute, at: Path, stopping: Callable[[], bool] = lambda: False
+) -> tuple[Transformer, Iterator[Record]]:
     policy = Transformer(config, 64)
     policy.initialise(2)
     return policy, dpo(
-        policy, WholeAnswers(ascending_pairs(12, 0)), WholeAnswers(ascending_pairs(6, 1)), DPO, compute, at
+        policy, WholeAnswers(ascending_pairs(12, 0)), WholeAnswers(ascending_pairs(6, 1)), DPO, compute, at, stopping
     )
 
 
@@ -264,11 +272,42 @@ def test_dpo_refuses_fewer_pairs_than_a_batch(tiny_model: Transformer, compute: 
 def test_a_checkpoint_from_the_end_of_the_run_needs_no_more_steps(
     tiny_config: ModelConfig, compute: Compute, tmp_path: Path
 ) -> None:
-    _, records = start_pretraining(tiny_config, compute, tmp_path)
+    whole, records = start_pretraining(tiny_config, compute, tmp_path)
+    told = [r.values for r in records]
+    again, records = start_pretraining(tiny_config, compute, tmp_path)
+    repeated = list(records)
+    assert [r.values for r in repeated] == told
+    assert all(r.resumed for r in repeated)
+    assert folder.fingerprint(again) == folder.fingerprint(whole)
+
+
+@pytest.mark.parametrize("start", [start_pretraining, start_dpo])
+def test_a_stop_between_checkpoints_loses_no_step(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path, start: Callable[..., Any]
+) -> None:
+    whole, records = start(tiny_config, compute, tmp_path / "whole")
+    expected = [(r.step, r.values, r.text) for r in records]
+    asked = iter([False] * 3 + [True])
+    _, records = start(tiny_config, compute, tmp_path / "stopped", stopping=lambda: next(asked))
     list(records)
+    found = checkpoint.latest(tmp_path / "stopped")
+    assert found is not None
+    assert found[0] == 4  # of every third
+    resumed, records = start(tiny_config, compute, tmp_path / "stopped")
+    assert [(r.step, r.values, r.text) for r in records] == expected
+    assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+def test_the_best_is_kept_besides_the_newest(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
+    losses = iter([0.5, 0.2, 0.9])
+    model = Transformer(tiny_config, 64)
+    model.initialise(1)
+    config = replace(PRETRAIN, eval_every=2, checkpoint_every=1, steps=6, checkpoints_kept=1)
+    list(pretrain(model, Ramps(), config, compute, lambda m: {"loss": next(losses)}, lambda m: "", tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000004", "step-00000006"]
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert found[0] == 9  # the last multiple of checkpoint_every before the end, which the stage's output replaces
+    assert found[2]["best"] == {"step": 4, "val_loss": 0.2}
 
 
 @pytest.mark.parametrize(

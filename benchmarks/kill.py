@@ -1,0 +1,249 @@
+"""Kill trainings at random moments, run `dvc repro` after each, and compare every byte with an undisturbed run's.
+
+    python -m benchmarks.kill [--kills 50] [--seed 1] [--folder FOLDER]
+
+A copy of this checkout with a tiny model is built once. Then, in turn, `pretrain` or `dpo` is begun again and killed,
+the whole group of processes by SIGKILL, after a time drawn evenly from the stage's own, or from the training's; and
+`dvc repro` must bring back what dvc.lock says, both models and all reports as they were. DVC is made to forget the
+stage before (its entry in dvc.lock and the run cache), or it would take the outputs from its cache and nothing would be
+resumed. Prints a line a kill and a count; exit status 1 if a byte differs.
+"""
+
+import argparse
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from ruamel.yaml import YAML
+
+from pipeline.presets import changed
+
+REPO = Path(__file__).parents[1]
+LONGER = {"pretrain.steps": 400, "dpo.epochs": 12}  # than the tests': some seconds of training
+TRAINING = 2.0  # seconds: less than it takes from the first checkpoint on
+TINY: dict[str, Any] = {
+    "corpus.documents": 400,
+    "corpus.val_share": 0.05,
+    "corpus.test_share": 0.05,
+    "tokenizer.vocab_size": 600,
+    "model.n_layer": 1,
+    "model.n_head": 2,
+    "model.n_kv_head": 1,
+    "model.d_model": 32,
+    "model.d_ff": 64,
+    "model.block_size": 256,
+    "pretrain.steps": 40,
+    "pretrain.batch_size": 4,
+    "pretrain.micro_batch_size": 4,
+    "pretrain.warmup_steps": 2,
+    "pretrain.log_every": 4,
+    "pretrain.eval_every": 20,
+    "pretrain.eval_documents": 5,
+    "pretrain.sample_every": 10,
+    "pretrain.checkpoint_every": 4,
+    "preferences.source": "stories",  # a model of 40 steps writes nothing that the judge could prefer
+    "preferences.pairs": 80,
+    "preferences.pairs_per_story": 2,
+    "dpo.warmup_steps": 1,
+    "dpo.scope": "fork",
+    "dpo.sft_weight": 1.0,
+    "dpo.batch_size": 8,
+    "dpo.log_every": 2,
+    "dpo.eval_every": 4,
+    "dpo.checkpoint_every": 3,
+    "evaluate.documents": 10,
+    "evaluate.stories": 10,
+    "samples.count": 2,
+    "samples.temperature": 0.8,
+    "samples.max_new_tokens": 20,
+    "compute.device": "cpu",
+    "compute.threads": 1,
+}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder in which commands run as a user runs them."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        """What a command that succeeds prints to standard output."""
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True)
+        assert done.returncode == 0, (done.stdout + done.stderr).decode(errors="replace")[-3000:]
+        return done.stdout.decode(errors="replace")
+
+    def repro(self, *options: str) -> set[str]:
+        """Run `dvc repro`; the stages that it really ran."""
+        return ran(self.run("dvc", "repro", *options))
+
+    def changed_stages(self) -> set[str]:
+        """The stages that something was changed for by hand; what follows from them is not known before they ran."""
+        return set(YAML(typ="safe").load(self.run("dvc", "status", "--json")))
+
+    def put(self, **values: Any) -> None:
+        """Change params: section__key=value."""
+        path = self.folder / "params.yaml"
+        path.write_text(changed(path.read_text(), {k.replace("__", "."): v for k, v in values.items()}, "test"))
+
+    def restore(self) -> None:
+        self.run("git", "checkout", "-q", ".")
+        self.run("dvc", "checkout", "-q")
+
+    @property
+    def lock(self) -> dict[str, Any]:
+        """dvc.lock by stage; equal texts give equal dicts, and dicts show which stage differs."""
+        content: dict[str, Any] = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
+        return content
+
+    def runs(self, query: str) -> list[Run]:
+        """MLflow's runs, oldest first."""
+        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
+        (experiment,) = (e for e in client.search_experiments() if e.name == "wordmill")
+        found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
+        return list(found)
+
+    def newest_rebuild(self) -> tuple[dict[str, str], set[str]]:
+        """Of the newest parent run: the runs it links by stage, and the stages that are its own children."""
+        parent = self.runs("tags.`wordmill.kind` = 'rebuild'")[-1]
+        assert parent.info.status == "FINISHED"
+        tags = parent.data.tags
+        links = {name.removeprefix("stage."): tags[name] for name in tags if name.startswith("stage.")}
+        children = self.runs(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        assert {run.info.status for run in children} == {"FINISHED"}
+        assert len(children) == len({run.info.run_name for run in children})
+        return links, {str(run.info.run_name) for run in children}
+
+
+def ran(log: str) -> set[str]:
+    prefix = "Running stage '"
+    return {line[len(prefix) :].partition("'")[0] for line in log.splitlines() if line.startswith(prefix)}
+
+
+def build(folder: Path, changes: Mapping[str, Any] | None = None) -> Checkout:
+    """A copy of this checkout at `folder` with a tiny model, and `changes` to its params, built and committed."""
+    for name in ("llm", "stages", "pipeline", "presets"):
+        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPO / name, folder / name)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "WORDMILL_", "GIT_", "DVC_"))}
+    environment |= {
+        "DVC_NO_ANALYTICS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **{f"GIT_{who}_NAME": "t" for who in ("AUTHOR", "COMMITTER")},
+        **{f"GIT_{who}_EMAIL": "t@example.org" for who in ("AUTHOR", "COMMITTER")},
+    }
+    checkout = Checkout(folder, environment)
+    (folder / "params.yaml").write_bytes((REPO / "presets/default.yaml").read_bytes())
+    checkout.put(**{name.replace(".", "__"): value for name, value in {**TINY, **(changes or {})}.items()})
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "."], ["git", "commit", "-qm", "one"]):
+        checkout.run(*command)
+    checkout.repro()
+    checkout.run("git", "add", ".")
+    checkout.run("git", "commit", "-qm", "built")
+    return checkout
+
+
+def kill(checkout: Checkout, stage: str, seconds: float, trained: bool) -> bool:
+    """Run `stage` and kill it after so many seconds; whether it was still going.
+
+    `trained` counts them from the first checkpoint.
+    """
+    process = subprocess.Popen(
+        ["dvc", "repro", "-s", stage],
+        cwd=checkout.folder,
+        env=checkout.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        while trained and process.poll() is None and not list(checkout.folder.glob(f"runs/{stage}/*/step-*")):
+            time.sleep(0.01)
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return True
+    finally:
+        process.wait()
+
+
+def survives(checkout: Checkout, stage: str, seconds: float, trained: bool = False) -> tuple[bool, bool, bool]:
+    """Kill `stage` as `kill` does, then `dvc repro`: whether it was going, was resumed, and gave the same bytes."""
+    before = outputs(checkout), checkout.lock
+    forget(checkout, stage)
+    killed = kill(checkout, stage, seconds, trained)
+    log = checkout.run("dvc", "repro")
+    return killed, "resuming after step" in log, (outputs(checkout), checkout.lock) == before
+
+
+def forget(checkout: Checkout, stage: str) -> None:
+    """Make DVC forget that it ever ran `stage`."""
+    path = checkout.folder / "dvc.lock"
+    yaml = YAML()
+    content = yaml.load(path)
+    del content["stages"][stage]
+    yaml.dump(content, path)
+    shutil.rmtree(checkout.folder / ".dvc/cache/runs", ignore_errors=True)
+
+
+def outputs(checkout: Checkout) -> dict[str, str]:
+    """SHA-256 of the models and the reports, by path."""
+    roots = [checkout.folder / name for name in ("models", "reports")]
+    paths = [path for root in roots for path in root.rglob("*") if path.is_file()]
+    return {str(path.relative_to(checkout.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where to build; a temporary folder if not given")
+    options = parser.parse_args()
+    drawn = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        checkout = build((options.folder or Path(temporary)) / "checkout", LONGER)
+        lengths = {}
+        for stage in ("pretrain", "dpo"):
+            began = time.monotonic()
+            forget(checkout, stage)
+            checkout.run("dvc", "repro", "-s", stage)
+            lengths[stage] = time.monotonic() - began
+        done = resumed = same = 0
+        while done < options.kills:
+            stage = ("pretrain", "dpo")[done % 2]
+            trained = done % 4 > 1  # every other pair of kills is sure to meet the training itself
+            seconds = drawn.uniform(0, TRAINING if trained else lengths[stage])
+            killed, continued, equal = survives(checkout, stage, seconds, trained)
+            same += equal and killed
+            if not equal:
+                print(f"{stage} killed after {seconds:.2f} s: the bytes DIFFER", flush=True)
+                return 1
+            if not killed:  # it was faster than before; this one does not count
+                continue
+            done += 1
+            resumed += continued
+            how = "resumed" if continued else "began anew"
+            when = f"after {seconds:.2f} s" + (" of training" if trained else "")
+            print(f"{done}: {stage} killed {when}, {how}: the same bytes", flush=True)
+        print(f"{done} kills, {same} byte-identical results; {resumed} resumed from a checkpoint")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

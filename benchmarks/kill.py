@@ -11,6 +11,7 @@ resumed. Prints a line a kill and a count; exit status 1 if a byte differs.
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -188,6 +189,7 @@ def survives(checkout: Checkout, stage: str, seconds: float, trained: bool = Fal
     before = outputs(checkout), checkout.lock
     forget(checkout, stage)
     killed = kill(checkout, stage, seconds, trained)
+    mend(checkout)
     log = checkout.run("dvc", "repro")
     return killed, "resuming after step" in log, (outputs(checkout), checkout.lock) == before
 
@@ -200,6 +202,18 @@ def forget(checkout: Checkout, stage: str) -> None:
     del content["stages"][stage]
     yaml.dump(content, path)
     shutil.rmtree(checkout.folder / ".dvc/cache/runs", ignore_errors=True)
+
+
+def mend(checkout: Checkout) -> None:
+    """Remove DVC's list of who reads and writes what, if DVC was killed while it wrote it: it would refuse to start."""
+    path = checkout.folder / ".dvc/tmp/rwlock"
+    try:
+        json.loads(path.read_text() or "cut")
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        path.unlink()
+        print("DVC was killed while it wrote .dvc/tmp/rwlock; removed", flush=True)
 
 
 def outputs(checkout: Checkout) -> dict[str, str]:

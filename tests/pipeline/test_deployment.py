@@ -117,7 +117,9 @@ with get_client(sync_client=True) as client:
     deadline = time.monotonic() + 20  # the last lines are delivered after the last state
     while True:
         logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), limit=200)
-        if any("Finished in state" in log.message for log in logs) or time.monotonic() > deadline:
+        # the flow's own last line, not a task's
+        ended = any("Finished in state" in log.message for log in logs if log.task_run_id is None)
+        if ended or time.monotonic() > deadline:
             break
         time.sleep(0.2)
 states = {task.name: [task.state.name, task.state.type.value] for task in tasks}

@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {
 THOUSANDS = EngFormatter(sep="")  # 250k, 3.3M: long numbers run into each other
 NARROW = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)  # ticks of each decade, on a log axis that spans less than one
 WIDE = (1.0, 2.0, 5.0)  # and on one that spans a few
+LONGEST = 16  # bytes; longer tokens share a bar
 
 Curve = dict[str, np.ndarray]
 
@@ -44,6 +45,7 @@ class Figures:
     pretrain: Curve  # columns of reports/pretrain/curve.csv; nan where a step has no value
     dpo: Curve
     evaluate: dict[str, Any]
+    lengths: dict[str, list[int]]  # tokens by their length in bytes, from 1 on: of the vocabulary, of the text
 
 
 def read_curve(path: Path) -> Curve:
@@ -154,6 +156,20 @@ def before_and_after(figures: Figures) -> Figure:
     return figure
 
 
+def tokens_by_length(figures: Figures) -> Figure:
+    """How long tokens are, in the vocabulary and in the training text."""
+    figure, (axes,) = _panels(1)
+    for name, colour, side in (("vocabulary", LIMIT, -0.2), ("text", BASE, 0.2)):
+        amounts = np.array(figures.lengths[name])
+        shown = np.append(amounts[:LONGEST], amounts[LONGEST:].sum()) / max(1, amounts.sum())
+        axes.bar(np.arange(1, len(shown) + 1) + side, shown, 0.4, color=colour, label=name)
+    axes.set(xlabel=f"bytes of a token (the last: more than {LONGEST})", title="Tokens by length")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    axes.grid(visible=False, axis="x")
+    axes.legend()
+    return figure
+
+
 FROM_TRAINING = ("loss_by_tokens", "bits_per_byte", "loss_by_flops", "diagnostics")  # a given model has none of these
 
 CHARTS: dict[str, Callable[[Figures], Figure]] = {
@@ -163,6 +179,7 @@ CHARTS: dict[str, Callable[[Figures], Figure]] = {
     "diagnostics": diagnostics,
     "dpo": dpo_curves,
     "before_and_after": before_and_after,
+    "tokens_by_length": tokens_by_length,
 }
 
 

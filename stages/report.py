@@ -36,7 +36,10 @@ def run(params: Params, stage: Stage) -> None:
     metrics = {name: read_json(path) for name, path in SOURCES.items()}
     metrics["corpus"] = corpus(metrics["corpus"])
     figures = Figures(
-        read_curve(REPORTS / "pretrain" / "curve.csv"), read_curve(REPORTS / "dpo" / "curve.csv"), metrics["evaluate"]
+        read_curve(REPORTS / "pretrain" / "curve.csv"),
+        read_curve(REPORTS / "dpo" / "curve.csv"),
+        metrics["evaluate"],
+        metrics["shards"]["tokens"].pop("by_length"),  # drawn, not listed
     )
     plots = REPORTS / "plots"
     plots.mkdir(parents=True, exist_ok=True)

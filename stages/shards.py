@@ -16,7 +16,7 @@ from llm.corpus.documents import manifest, parts, read_utf8
 from llm.progress import Progress, progress
 from llm.shards import ShardsConfig, ShardSet, write_index, write_shards
 from llm.tokenizer.bulk import BulkEncoder, encode_batches
-from llm.tokenizer.diagnostics import OPENING, diagnostics, printed
+from llm.tokenizer.diagnostics import OPENING, by_length, diagnostics, printed, rarest_tokens
 from llm.tokenizer.tokenizer import Tokenizer
 from llm.tokenizer.word_table import Batch
 from stages.metrics import numbers, write_json
@@ -71,8 +71,11 @@ def run(params: Params, stage: Stage) -> None:
         print(printed(split, results[split]), flush=True)
         stage.dataset(split, source=folder.as_posix(), digest=shards.digest, counts={"tokens": shards.tokens})
         stage.artifact(folder / "index.json", f"shards/{split}")
+    counts = ShardSet.open(OUT / "train", tokenizer.fingerprint, verify=False).token_counts()
+    words: dict[str, Any] = {"by_length": by_length(tokenizer, counts)}
+    words["rarest_tokens"] = rarest_tokens(tokenizer, counts, 20)
     splits = Path("reports/shards/splits.json")
-    write_json(results, splits)
+    write_json({**results, "tokens": words}, splits)
     stage.artifact(splits, "shards")
     headlines = {name: results["train"][name] for name in ("tokens", "bytes_per_token")}
     write_json(headlines, Path("reports/shards.json"))

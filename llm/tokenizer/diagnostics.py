@@ -13,6 +13,20 @@ def longest_tokens(tokenizer: Tokenizer, count: int) -> list[str]:
     return [token.decode(errors="replace") for token in tokens[:count]]
 
 
+def rarest_tokens(tokenizer: Tokenizer, token_counts: np.ndarray, count: int) -> list[str]:
+    """Of the ordinary tokens that occur at all those that do so least, then by id; shown as `longest_tokens` are."""
+    used = [number for number in np.flatnonzero(token_counts[: len(tokenizer.tokens)]) if tokenizer.tokens[number]]
+    used.sort(key=lambda number: token_counts[number])  # a stable sort
+    return [tokenizer.tokens[number].decode(errors="replace") for number in used[:count]]
+
+
+def by_length(tokenizer: Tokenizer, token_counts: np.ndarray) -> dict[str, list[int]]:
+    """How many ordinary tokens have each length in bytes, from 1 on: in the vocabulary, and in the text."""
+    lengths = np.array([len(token) for token in tokenizer.tokens])
+    in_text = np.bincount(lengths, token_counts[: len(lengths)]).astype(np.int64)
+    return {"vocabulary": np.bincount(lengths)[1:].tolist(), "text": in_text[1:].tolist()}
+
+
 def diagnostics(
     token_counts: np.ndarray, documents: int, text_bytes: int, characters: int, opening: str
 ) -> dict[str, float | str]:

@@ -41,6 +41,7 @@ EXPORT = {
 }
 FLOOR = {"bits_per_byte": 0.6, "bits_per_byte_low": 0.59, "bits_per_byte_high": 0.61}
 EVALUATE = {"base": MODEL, "dpo": MODEL, "source": {"val": FLOOR, "test": FLOOR}}
+LENGTHS = {"vocabulary": [256, 9, 4] + [1] * 20, "text": [5, 70, 30] + [0] * 20}
 NASTY = "<script>alert(1)</script> *stars* {{ braces }} & «ünï»\n\nsecond part"
 
 
@@ -66,7 +67,7 @@ def figures(evaluate: dict[str, Any], folder: Path) -> Figures:
             dpo.append(Record(step, {f"held_out_{name}": 0.1 * step for name in held_out}))
     write_curve(pretrain, folder / "pretrain.csv")
     write_curve(dpo, folder / "dpo.csv")
-    return Figures(read_curve(folder / "pretrain.csv"), read_curve(folder / "dpo.csv"), evaluate)
+    return Figures(read_curve(folder / "pretrain.csv"), read_curve(folder / "dpo.csv"), evaluate, LENGTHS)
 
 
 def test_a_curve_survives_its_file(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
     return {
         "corpus": report.corpus(MANIFEST),
         "tokenizer": {"vocab_size": 600, "longest_tokens": [" something", "</table>"]},
-        "shards": {"train": {"tokens": 12_345_678}},
+        "shards": {"train": {"tokens": 12_345_678}, "tokens": {"rarest_tokens": [" axle"], "by_length": LENGTHS}},
         "pretrain": {"parameters": 28_512, "tokens": 20_480.0, "loss": 0.00012345},
         "preferences": {"train": 50, "kinds": {"wish": 3}},
         "dpo": {"train_pairs": 50, "loss": 0.69},
@@ -176,6 +177,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "1,357,824",
         "+0.223 %",
         " something, </table>",
+        " axle",
     ):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)

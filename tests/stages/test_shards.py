@@ -72,6 +72,12 @@ def test_every_document_comes_back(inputs: Tokenizer, capsys: pytest.CaptureFixt
         assert texts[0].startswith(figures["first_characters"])
         assert f"{split}: {len(texts):,} documents" in capsys.readouterr().out or split != "train"
     assert len(list(Path("data/shards/train").glob("*.bin"))) > 1
+    tokens = report["tokens"]
+    lengths = tokens["by_length"]["text"]  # every byte of the text is in one token
+    assert sum(length * amount for length, amount in enumerate(lengths, start=1)) == report["train"]["bytes"]
+    text = "".join(documents(Path("data/corpus/train")))
+    assert tokens["rarest_tokens"]
+    assert all(token in text for token in tokens["rarest_tokens"] if "\ufffd" not in token)
 
 
 def test_twice_the_same_bytes(inputs: Tokenizer) -> None:

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 BASE, DPO, LIMIT, VALIDATION = "#2f6db3", "#d9772b", "#5f6b76", "#b3362f"
 STYLE: dict[Any, Any] = {
@@ -161,9 +161,13 @@ def tokens_by_length(figures: Figures) -> Figure:
     figure, (axes,) = _panels(1)
     for name, colour, side in (("vocabulary", LIMIT, -0.2), ("text", BASE, 0.2)):
         amounts = np.array(figures.lengths[name])
-        shown = np.append(amounts[:LONGEST], amounts[LONGEST:].sum()) / max(1, amounts.sum())
+        longer = amounts[LONGEST:].sum()
+        shown = np.append(amounts[:LONGEST], [longer] if len(amounts) > LONGEST else []) / max(1, amounts.sum())
         axes.bar(np.arange(1, len(shown) + 1) + side, shown, 0.4, color=colour, label=name)
-    axes.set(xlabel=f"bytes of a token (the last: more than {LONGEST})", title="Tokens by length")
+    last = f" (the last: more than {LONGEST})" if len(amounts) > LONGEST else ""
+    axes.set(xlabel=f"bytes of a token{last}", title="Tokens by length")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
     axes.grid(visible=False, axis="x")
     axes.legend()

@@ -9,7 +9,6 @@ its speed.
 Memory is bounded: a table of `MOST_WORDS` words is thrown away and begun anew.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from llm.tokenizer.scan import SCANNED
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 from llm.tokenizer.word_table import BEGIN, LENGTH, Batch, WordTable
 from llm.tokenizer.word_table import batch as in_memory
-from llm.tokenizer.words import MOST_THREADS, read_ahead
+from llm.tokenizer.words import processors, read_ahead
 
 LONG = 128  # bytes
 MOST_WORDS = 1 << 20
@@ -41,7 +40,7 @@ def encode_batches(
     if not compiled:
         yield from (_one_by_one(batch, tokenizer) for batch in batches)
         return
-    threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = threads or processors()
     assert isinstance(tokenizer, ByteBPE)
     small = read_ahead(batches)  # begins to read while the compiled code is loaded
     encoders = [BulkEncoder(tokenizer) for _ in range(threads)]

@@ -78,7 +78,7 @@ def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None 
     expression = PATTERNS[pattern]
     if expression not in SCANNED:
         return Words.of(_count_by_regex(corpus.strings(), expression))
-    threads = threads or min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = threads or processors()
     small = read_ahead(corpus.batches())  # begins to read while the compiled code is loaded
     tables = [WordTable(SCANNED[expression]) for _ in range(threads)]
     pools = [ThreadPoolExecutor(1) for _ in range(threads)]
@@ -98,6 +98,12 @@ def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None 
     for other in others:
         whole.add(*_words(other))
     return _words(whole)
+
+
+def processors() -> int:
+    """How many threads are worth while: the processors that this process may use, `MOST_THREADS` at most."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return min(MOST_THREADS, len(usable))
 
 
 def read_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:

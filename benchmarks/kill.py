@@ -6,7 +6,8 @@ A copy of this checkout with a tiny model is built once. Then, in turn, `pretrai
 the whole group of processes by SIGKILL, after a time drawn evenly from the stage's own, or from the training's; and
 `dvc repro` must bring back what dvc.lock says, both models and all reports as they were. DVC is made to forget the
 stage before (its entry in dvc.lock and the run cache), or it would take the outputs from its cache and nothing would be
-resumed. Prints a line a kill and a count; exit status 1 if a byte differs.
+resumed. Where the kill left a checkpoint, the run must have gone on from it. Prints a line a kill and a count; exit
+status 1 if a byte differs or a checkpoint was passed over.
 """
 
 import argparse
@@ -173,7 +174,7 @@ def kill(checkout: Checkout, stage: str, seconds: float, trained: bool) -> bool:
         start_new_session=True,
     )
     try:
-        while trained and process.poll() is None and not list(checkout.folder.glob(f"runs/{stage}/*/step-*")):
+        while trained and process.poll() is None and not checkpointed(checkout, stage):
             time.sleep(0.01)
         process.wait(seconds)
         return False
@@ -184,14 +185,29 @@ def kill(checkout: Checkout, stage: str, seconds: float, trained: bool) -> bool:
         process.wait()
 
 
-def survives(checkout: Checkout, stage: str, seconds: float, trained: bool = False) -> tuple[bool, bool, bool]:
-    """Kill `stage` as `kill` does, then `dvc repro`: whether it was going, was resumed, and gave the same bytes."""
+@dataclass(frozen=True)
+class Outcome:
+    """Of a kill and the `dvc repro` after it."""
+
+    killed: bool  # it was still going
+    left: bool  # there was a checkpoint when it died; none before the first, and after the stage's own end
+    resumed: bool
+    same: bool  # every byte of the models, the reports and dvc.lock
+
+
+def survives(checkout: Checkout, stage: str, seconds: float, trained: bool = False) -> Outcome:
+    """Kill `stage` as `kill` does, then `dvc repro`."""
     before = outputs(checkout), checkout.lock
     forget(checkout, stage)
     killed = kill(checkout, stage, seconds, trained)
+    left = checkpointed(checkout, stage)
     mend(checkout)
     log = checkout.run("dvc", "repro")
-    return killed, "resuming after step" in log, (outputs(checkout), checkout.lock) == before
+    return Outcome(killed, left, "resuming after step" in log, (outputs(checkout), checkout.lock) == before)
+
+
+def checkpointed(checkout: Checkout, stage: str) -> bool:
+    return any(checkout.folder.glob(f"runs/{stage}/*/step-*"))
 
 
 def forget(checkout: Checkout, stage: str) -> None:
@@ -243,16 +259,17 @@ def main() -> int:
             stage = ("pretrain", "dpo")[done % 2]
             trained = done % 4 > 1  # every other pair of kills is sure to meet the training itself
             seconds = drawn.uniform(0, TRAINING if trained else lengths[stage])
-            killed, continued, equal = survives(checkout, stage, seconds, trained)
-            same += equal and killed
-            if not equal:
-                print(f"{stage} killed after {seconds:.2f} s: the bytes DIFFER", flush=True)
+            outcome = survives(checkout, stage, seconds, trained)
+            if not outcome.same or outcome.resumed != outcome.left:
+                what = "a checkpoint was PASSED OVER" if outcome.same else "the bytes DIFFER"
+                print(f"{stage} killed after {seconds:.2f} s: {what} ({outcome})", flush=True)
                 return 1
-            if not killed:  # it was faster than before; this one does not count
+            if not outcome.killed:  # it was faster than before; this one does not count
                 continue
             done += 1
-            resumed += continued
-            how = "resumed" if continued else "began anew"
+            same += outcome.same
+            resumed += outcome.resumed
+            how = "resumed" if outcome.resumed else "had left no checkpoint and began anew"
             when = f"after {seconds:.2f} s" + (" of training" if trained else "")
             print(f"{done}: {stage} killed {when}, {how}: the same bytes", flush=True)
         print(f"{done} kills, {same} byte-identical results; {resumed} resumed from a checkpoint")

@@ -135,11 +135,16 @@ def write_index(folder: Path, shards: list[ShardInfo], tokenizer: Tokenizer) -> 
         "text_bytes": sum(shard.text_bytes for shard in shards),
         "shards": [asdict(shard) for shard in shards],
     }
-    half = folder / f"{INDEX}.half"
+    replace_json(folder / INDEX, content)
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` under another name, sync it, and give it the name `path`."""
+    half = path.with_name(path.name + ".half")
     with half.open("w", encoding="utf-8") as file:
         file.write(json.dumps(content, indent=2) + "\n")
         os.fsync(file.fileno())
-    half.replace(folder / INDEX)
+    half.replace(path)
 
 
 class ShardSet:
@@ -233,7 +238,7 @@ class _Writer:
 
     def add(self, ids: np.ndarray, starts: np.ndarray, text_bytes: int) -> None:
         self.starts.frombytes((starts + self.tokens).astype(np.uint64).tobytes())
-        self._write(ids.astype(DTYPES[self.token_bytes]).tobytes())
+        self._write(ids.astype(DTYPES[self.token_bytes]).data)
         self.tokens += len(ids)
         self.text_bytes += text_bytes
 
@@ -256,7 +261,7 @@ class _Writer:
         self.file.close()
         self.half.unlink(missing_ok=True)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self.sha256.update(data)
         self.file.write(data)
 

@@ -121,6 +121,13 @@ def read_utf8(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield text[ends[0] : ends[-1]], ends - ends[0]
 
 
+def document_sources(path: Path) -> tuple[list[str], np.ndarray]:
+    """The sources in a part, and for each document the number of its own, int64. Raises WordmillError."""
+    numbers: dict[str, int] = {}
+    of_document = [numbers.setdefault(name, len(numbers)) for name in read_column(path, "source")]
+    return list(numbers), np.array(of_document, np.int64)
+
+
 def write_part(path: Path, rows: Sequence[Row]) -> str:
     """Write `rows` as one part, whole or not at all; its SHA-256."""
     half = path.with_name(path.name + ".half")

@@ -20,7 +20,7 @@ from numba import njit
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.scan import SCANNED
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
-from llm.tokenizer.word_table import BEGIN, LENGTH, Batch, WordTable
+from llm.tokenizer.word_table import BEGIN, LENGTH, STIR, Batch, WordTable
 from llm.tokenizer.word_table import batch as in_memory
 from llm.tokenizer.words import processors, read_ahead
 
@@ -82,9 +82,11 @@ class BulkEncoder:
         self.tokenizer = tokenizer
         tokens, merges = tokenizer.definition.tokens, tokenizer.definition.merges
         number = {token: index for index, token in enumerate(tokens) if token}
-        pairs = np.array([left << SHIFT | right for left, right in merges], np.int64)
-        self._ranks = np.argsort(pairs)  # by pair: its place in the list of merges
-        self._pairs = pairs[self._ranks]
+        # Pairs by open addressing; beside each its place in the list of merges, beside a free slot the list's length.
+        pairs = np.array([left << SHIFT | right for left, right in merges], np.uint64)
+        slots = 2 << len(pairs).bit_length()
+        self._pairs, self._ranks = np.zeros(slots, np.uint64), np.full(slots, len(pairs), np.int32)
+        _place(pairs, self._pairs, self._ranks)
         self._made = np.array([number[tokens[left] + tokens[right]] for left, right in merges], np.int64)
         self._bytes = np.array([number[bytes([byte])] for byte in range(256)], np.int64)
         self._begin()
@@ -140,13 +142,13 @@ def _merge(
 ) -> int:
     """Tokens of the words from number `word` on; the number of the first long one, or `words`."""
     parts, rank_at = np.empty(LONG, np.int64), np.empty(LONG, np.int64)
-    never = len(pairs)
+    never = len(made)
     while word < words and rows[word, LENGTH] <= LONG:
         begin, size = rows[word, BEGIN], rows[word, LENGTH]
         for at in range(size):
             parts[at] = byte_ids[text[begin + at]]
         for at in range(size - 1):
-            rank_at[at] = _rank(pairs, ranks, parts[at], parts[at + 1])
+            rank_at[at] = _rank(pairs, ranks, never, parts[at], parts[at + 1])
         while size > 1:
             best = 0
             for at in range(1, size - 1):
@@ -159,9 +161,9 @@ def _merge(
             for at in range(best + 1, size):
                 parts[at], rank_at[at - 1] = parts[at + 1], rank_at[at]
             if best > 0:
-                rank_at[best - 1] = _rank(pairs, ranks, parts[best - 1], parts[best])
+                rank_at[best - 1] = _rank(pairs, ranks, never, parts[best - 1], parts[best])
             if best < size - 1:
-                rank_at[best] = _rank(pairs, ranks, parts[best], parts[best + 1])
+                rank_at[best] = _rank(pairs, ranks, never, parts[best], parts[best + 1])
         start = ends[word]
         for at in range(size):
             ids[start + at] = parts[at]
@@ -171,17 +173,27 @@ def _merge(
 
 
 @njit(cache=True, nogil=True)
-def _rank(pairs: np.ndarray, ranks: np.ndarray, left: int, right: int) -> int:
-    """The place of a pair in the list of merges, or its length if it is not there: a search by halves."""
-    pair = left << SHIFT | right
-    low, high = 0, len(pairs)
-    while low < high:
-        middle = (low + high) >> 1
-        if pairs[middle] < pair:
-            low = middle + 1
-        else:
-            high = middle
-    return ranks[low] if low < len(pairs) and pairs[low] == pair else len(pairs)
+def _place(merged: np.ndarray, pairs: np.ndarray, ranks: np.ndarray) -> None:
+    for rank in range(len(merged)):
+        slot = _slot(pairs, ranks, len(merged), merged[rank])
+        if ranks[slot] == len(merged):  # should a pair be there twice, the first counts
+            pairs[slot], ranks[slot] = merged[rank], rank
+
+
+@njit(cache=True, nogil=True)
+def _rank(pairs: np.ndarray, ranks: np.ndarray, never: int, left: int, right: int) -> int:
+    """The place of a pair in the list of merges, or `never`, that list's length."""
+    return ranks[_slot(pairs, ranks, never, np.uint64(left) << np.uint64(SHIFT) | np.uint64(right))]
+
+
+@njit(cache=True, nogil=True)
+def _slot(pairs: np.ndarray, ranks: np.ndarray, never: int, pair: np.uint64) -> np.uint64:
+    """Where a pair is in the table, or the free slot in which it would be."""
+    mask = np.uint64(len(pairs) - 1)
+    slot = (pair * STIR) >> np.uint64(SHIFT) & mask
+    while ranks[slot] != never and pairs[slot] != pair:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
 
 
 @njit(cache=True, nogil=True)

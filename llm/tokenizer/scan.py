@@ -16,6 +16,7 @@ import numpy as np
 import tiktoken
 from numba import njit
 
+from llm.tokenizer.bits import HIGH_BITS, eight_bytes
 from llm.tokenizer.patterns import CL100K, GPT2
 
 UNSEEN, LETTER, NUMBER, SPACE, NEWLINE, OTHER, END = range(7)  # NEWLINE: the white space \r and \n
@@ -28,6 +29,7 @@ class Classes:
 
     def __init__(self) -> None:
         self.table = np.zeros(0x110000, np.uint8)
+        self.table[:128] = [_class(chr(code)) for code in range(128)]
 
     def learn(self, text: np.ndarray) -> None:
         """Make sure that every character of `text` (UTF-8) is in the table."""
@@ -57,12 +59,17 @@ def _classifiers() -> list[tuple[int, tiktoken.Encoding]]:
 def unseen(text: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Characters of `text` that have no class yet, each once."""
     found = []
-    for at in range(len(text)):
-        if text[at] & 0xC0 != 0x80:  # the first byte of a character
+    at = 0
+    while at < len(text):
+        if at + 8 <= len(text) and eight_bytes(text, at) & HIGH_BITS == np.uint64(0):  # all ASCII
+            at += 8
+            continue
+        if text[at] >= 0xC0:  # the first byte of a longer character
             code = _decode(text, at)[0]
             if classes[code] == UNSEEN:
                 classes[code] = OTHER
                 found.append(code)
+        at += 1
     return np.array(found, np.int64)
 
 

@@ -13,10 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from llm.tokenizer.scan import LETTER, Classes, unseen, word_end
+from llm.tokenizer.bits import HIGH_BITS, eight_bytes, trailing_zeros
+from llm.tokenizer.scan import LETTER, NEWLINE, NUMBER, OTHER, SPACE, UNSEEN, Classes, unseen, word_end
 
 EMPTY = -1
 WHOLE = -1  # in the place of a pattern: a document is one word
+STIR = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits without order: 2**64 by the golden ratio
+ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+LOW_BITS = ~HIGH_BITS
+SMALL = np.uint64(0x2020202020202020)  # makes an ASCII letter small
+FROM_A = np.uint64(0x0101010101010101 * (0x80 - ord("a")))  # added, a high bit says: a or above
+BEYOND_Z = np.uint64(0x0101010101010101 * (0x7F - ord("z")))
 HASH, BEGIN, LENGTH, COUNT = range(4)  # columns of a word's row: one row, half a line of the processor's cache
 
 
@@ -57,6 +64,7 @@ class WordTable:
         self.slots = np.full(2 * words, EMPTY, np.int32)  # word numbers; a power of two of them
         self.rows = np.empty((words, 4), np.int64)
         self.text = np.empty(1 << 20, np.uint8)
+        self._numbers = np.empty(0, np.int32)
         self.used = np.zeros(2, np.int64)  # words, bytes of text; an array, so that compiled code can change it
 
     def __len__(self) -> int:
@@ -67,7 +75,9 @@ class WordTable:
         if times is None:
             times = np.zeros(0, np.int64)
         self.classes.learn(text)
-        numbers, number_ends = np.empty(len(text), np.int32), np.zeros(len(ends), np.int64)
+        if len(self._numbers) < len(text):
+            self._numbers = np.empty(len(text), np.int32)
+        numbers, number_ends = self._numbers, np.zeros(len(ends), np.int64)
         state = np.zeros(3, np.int64)
         while state[0] < len(ends) - 1:
             tables = (self.slots, self.rows, self.text, self.used)
@@ -105,35 +115,64 @@ def _add(
     """Go on from `state` (document, byte, words so far) until the table is full, or to the end.
 
     One function rather than three: where arrays are handed on inside a loop, numba counts references for each word,
-    which takes longer than all the rest (docs/LOG.md, 2026-11-25).
+    which takes longer than all the rest. Eight bytes are looked at together, as one number: which of them are ASCII
+    letters, and, where the word is no longer than that, the word itself as its own hash (docs/LOG.md, 2026-11-25).
     """
     document, at, done = state[0], state[1], state[2]
     mask = np.uint64(len(slots) - 1)
+    shift = np.uint64(64 - trailing_zeros(np.uint64(len(slots))))
+    size = len(text)
     while document < len(ends) - 1:
         end = ends[document + 1]
         count = times[document] if len(times) > 0 else 1
         while at < end:
-            letters = after = at + 1 if text[at] == 0x20 else at
-            while after < end and text[after] < 0x80 and classes[text[after]] == LETTER:
-                after += 1
+            if at + 8 <= size:
+                head = eight_bytes(text, at)
+            else:
+                head = np.uint64(0)
+                for place in range(at, size):
+                    head |= np.uint64(text[place]) << np.uint64(8 * (place - at))
+            # The high bit of each byte that is no ASCII letter; a space before the letters belongs to them.
+            small = (head | SMALL) & LOW_BITS
+            others = ~((small + FROM_A) & ~(small + BEYOND_Z) & ~head) & HIGH_BITS
+            letters = at
+            if head & np.uint64(0xFF) == np.uint64(0x20):
+                others &= ~np.uint64(0x80)
+                letters += 1
+            if others != np.uint64(0):
+                after = at + (trailing_zeros(others) >> 3)
+            else:
+                after = at + 8
+                while after < end and text[after] < 0x80 and classes[text[after]] == LETTER:
+                    after += 1
+            after = min(after, end)
             if pattern == WHOLE:
                 after = end
             elif after == letters or (after < end and text[after] >= 0x80):  # not just a space and ASCII letters
-                after = word_end(text, at, end, classes, pattern)
+                following = classes[text[at + 1]] if at + 1 < end and text[at + 1] < 0x80 else UNSEEN
+                kind = classes[text[at]] if text[at] < 0x80 else UNSEEN
+                if (kind == OTHER and following == SPACE) or (kind == NEWLINE and following in (LETTER, NUMBER, OTHER)):
+                    after = at + 1
+                else:
+                    after = word_end(text, at, end, classes, pattern)
             length = after - at
-            code = np.uint64(0xCBF29CE484222325)  # FNV-1a
-            for place in range(at, after):
-                code = (code ^ np.uint64(text[place])) * np.uint64(0x100000001B3)
-            slot = (code ^ (code >> np.uint64(32))) & mask
+            if length <= 8:
+                code = head & (ALL_BITS >> np.uint64(64 - 8 * length))
+            else:
+                code = head
+                for place in range(at + 8, after - 8, 8):
+                    code = (code ^ (code >> np.uint64(29)) ^ eight_bytes(text, place)) * STIR
+                code = (code ^ (code >> np.uint64(29)) ^ eight_bytes(text, after - 8)) * STIR
+            slot = (code * STIR) >> shift
             found = np.int64(-1)  # numba would make a float of a signed and an unsigned number
             while slots[slot] >= 0:
                 word = np.uint64(slots[slot])
                 if rows[word, HASH] == np.int64(code) and rows[word, LENGTH] == length:
                     begin = rows[word, BEGIN]
-                    same = 0
+                    same = 8
                     while same < length and words[begin + same] == text[at + same]:
                         same += 1
-                    if same == length:
+                    if same >= length:
                         found = np.int64(word)
                         break
                 slot = (slot + np.uint64(1)) & mask
@@ -181,9 +220,9 @@ def prepare() -> None:
 @njit(cache=True, nogil=True)
 def _place_all(slots: np.ndarray, rows: np.ndarray, words: int) -> None:
     mask = np.uint64(len(slots) - 1)
+    shift = np.uint64(64 - trailing_zeros(np.uint64(len(slots))))
     for word in range(words):
-        code = np.uint64(rows[word, HASH])
-        slot = (code ^ (code >> np.uint64(32))) & mask
+        slot = (np.uint64(rows[word, HASH]) * STIR) >> shift
         while slots[slot] != EMPTY:
             slot = (slot + np.uint64(1)) & mask
         slots[slot] = word

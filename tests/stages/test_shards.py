@@ -7,7 +7,7 @@ import pytest
 
 from llm.corpus.build import build
 from llm.corpus.config import CorpusConfig
-from llm.corpus.documents import documents
+from llm.corpus.documents import documents, parts, read_part
 from llm.errors import WordmillError
 from llm.shards import ShardsConfig, ShardSet
 from llm.tokenizer.byte_bpe import ByteBPE
@@ -22,6 +22,7 @@ class Told:
     """Stands for the stage: keeps what MLflow would be told."""
 
     def __init__(self) -> None:
+        self.scratch = Path("runs/shards/0")
         self.figures: dict[str, float] = {}
         self.datasets: dict[str, dict[str, int]] = {}
 
@@ -90,6 +91,28 @@ def test_twice_the_same_bytes(inputs: Tokenizer) -> None:
     run()
     assert written() == once
     assert not list(Path("data").rglob("*.half"))
+    assert {path.suffix for path in Path("data/shards/train").iterdir()} == {".bin", ".json"}
+    assert not list(Path("data/shards").rglob("part-*.json"))
+
+
+def test_sources_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, word in (("english", "key"), ("german", "größer")):
+        Path(f"{name}.txt").write_text("\n".join(f"{word} {i}" for i in range(100)))
+    config = CorpusConfig(source="files", paths=("*.txt",), split_text="line", documents=0)
+    build(config, Path("data/corpus"), Path("scratch"))
+    tokenizer = ByteBPE.from_merges([(ord("k"), ord("e"))], PATTERNS["gpt2"], (END_OF_TEXT,))
+    tokenizer.save(Path("data/tokenizer"))
+    run()
+    train = json.loads(Path("reports/shards/splits.json").read_text())["train"]
+    assert set(train["sources"]) == {"german.txt", "english.txt"}
+    for name, figures in train["sources"].items():
+        rows = [row for part in parts(Path("data/corpus/train")) for row in read_part(part) if row.source == name]
+        tokens = sum(len(tokenizer.encode(row.text.decode())) for row in rows)
+        assert figures["documents"] == len(rows)
+        assert figures["text_bytes"] == sum(len(row.text) for row in rows)
+        assert figures["tokens"] == tokens
+        assert figures["bytes_per_token"] == figures["text_bytes"] / tokens
 
 
 def test_missing_tokenizer(inputs: Tokenizer) -> None:

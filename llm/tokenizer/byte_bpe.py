@@ -38,11 +38,7 @@ class ByteBPE(Tokenizer):
     @classmethod
     def from_merges(cls, merges: Sequence[Pair], pattern: str, special_tokens: Iterable[str]) -> "ByteBPE":
         """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last."""
-        tokens = [bytes([byte]) for byte in range(256)]
-        for left, right in merges:
-            tokens.append(tokens[left] + tokens[right])
-        specials = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
-        return cls(Definition(tuple(tokens), tuple(merges), pattern, specials))
+        return cls(huggingface.definition_of(merges, pattern, special_tokens))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; equal tokenizers give equal bytes."""

@@ -4,6 +4,8 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import regex
+
 from llm.errors import ConfigError
 from llm.tokenizer.patterns import CL100K, GPT2, O200K
 from llm.tokenizer.tokenizer import END_OF_TEXT
@@ -21,7 +23,7 @@ class TokenizerConfig:
 
     kind: Literal["bpe", "sentencepiece", "tiktoken", "bytes", "file"] = "bpe"  # the first two are trained
     vocab_size: int = 4096  # bpe, sentencepiece: all together: 256 bytes, merges or pieces, special tokens
-    pattern: Literal["gpt2", "cl100k", "o200k"] = "cl100k"  # bpe: how text falls into words
+    pattern: str = "cl100k"  # bpe: how text falls into words: a name in PATTERNS, or an expression of one's own
     algorithm: Literal["bpe", "unigram"] = "unigram"  # sentencepiece
     encoding: str = "gpt2"  # tiktoken: one of ENCODINGS
     path: str = ""  # file: a tokenizer.json, or a merge list (vocab.bpe, merges.txt) with its ids beside it
@@ -45,6 +47,7 @@ class TokenizerConfig:
             raise ConfigError(
                 "vocab_size", f"{self.vocab_size} has no room for 256 bytes and the special tokens; use {least} or more"
             )
+        self._check_pattern()
         if self.min_count < 1:
             raise ConfigError("min_count", f"{self.min_count} is below 1; 2 is usual")
         if self.max_train_bytes < 0:
@@ -57,6 +60,18 @@ class TokenizerConfig:
             raise ConfigError("path", "empty; name a tokenizer.json, or a vocab.bpe with its encoder.json beside it")
         for name in self.compare:
             self.variant(name)
+
+    def _check_pattern(self) -> None:
+        if self.pattern in PATTERNS:
+            return
+        if regex.fullmatch(r"[\w-]*", self.pattern):  # no sign that an expression would have
+            close = difflib.get_close_matches(self.pattern, PATTERNS, n=1, cutoff=0.3)
+            guess = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PATTERNS)}"
+            raise ConfigError("pattern", f"{self.pattern!r} is neither a known name nor an expression; {guess}")
+        try:
+            regex.compile(self.pattern)
+        except regex.error as error:
+            raise ConfigError("pattern", f"{self.pattern!r} is not a regular expression ({error})") from None
 
     @property
     def name(self) -> str:

@@ -11,18 +11,20 @@ tokenizer_config.json beside the file.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import regex
 
 from llm.errors import WordmillError
 from llm.tokenizer import huggingface
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.huggingface import Definition, Unknown
-from llm.tokenizer.patterns import GPT2
+from llm.tokenizer.patterns import GPT2, cut
 from llm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, valid_utf8, write_files
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 # A merge list and the ids that belong to it: OpenAI's names, then Hugging Face's.
 MERGE_FILES = {"vocab.bpe": "encoder.json", "merges.txt": "vocab.json"}
+CHECKED = 1_000_000  # characters on which two engines of expressions are compared
 CUTS = ("Split", "Digits", "Punctuation", "ByteLevel")  # pre-tokenizers that keep all of the text
 
 
@@ -65,7 +68,8 @@ class HuggingFaceBPE(Tokenizer):
 
     def encode_array(self, text: str) -> np.ndarray:
         valid_utf8(text)
-        return np.array(self._library.encode(text, add_special_tokens=False).ids, np.uint32)
+        with _giving_up_told(text):
+            return np.array(self._library.encode(text, add_special_tokens=False).ids, np.uint32)
 
     @cached_property
     def _library(self) -> "tokenizers.Tokenizer":
@@ -80,6 +84,50 @@ class HuggingFaceBPE(Tokenizer):
         content = json.dumps(self.content, indent=1, ensure_ascii=False) + "\n"
         config = huggingface.tokenizer_config_json(self._end_of_text)
         write_files(folder, {"tokenizer.json": content.encode(), "tokenizer_config.json": config.encode()})
+
+
+def check_cut(pattern: str, texts: Iterable[str]) -> None:
+    """See that `tokenizers`, which will encode by it, cuts text by `pattern` as Python's `regex` does in training.
+
+    Compares the first `CHECKED` characters. Raises WordmillError.
+    """
+    import tokenizers
+    from tokenizers import pre_tokenizers
+
+    try:
+        split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    except Exception as error:  # the library raises nothing more exact
+        raise WordmillError(f"tokenizer.pattern: Hugging Face's library cannot read it ({error})") from None
+    expression = regex.compile(pattern)
+    left = CHECKED
+    for text in texts:
+        piece = text[:left]
+        with _giving_up_told(piece):
+            theirs = [word for word, _ in split.pre_tokenize_str(piece)] if piece else []
+        ours = cut(piece, expression)
+        for our, their in zip(ours, theirs, strict=False):
+            if our != their:
+                raise WordmillError(
+                    f"tokenizer.pattern: Python's `regex` finds the word {our[:40]!r} where Hugging Face's library "
+                    f"finds {their[:40]!r}; write it so that both agree (a + behind {{1,3}} means other things there)"
+                )
+        left -= len(piece)
+        if left <= 0:
+            return
+
+
+@contextmanager
+def _giving_up_told(text: str) -> Iterator[None]:
+    """Hugging Face's engine panics where an expression tries too much; Rust's own lines go to standard error."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise WordmillError(
+            f"Hugging Face's library gives up on the text that begins {text[:40]!r} ({error}); "
+            "it is the split pattern: repeats within repeats do that, such as (a+)+"
+        ) from None
 
 
 def read_file(path: Path) -> Tokenizer:

@@ -13,7 +13,7 @@ by tiktoken.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,15 @@ class Definition(NamedTuple):
     pattern: str  # how text falls into words
     special_tokens: dict[str, int]
     end_of_text: str = END_OF_TEXT  # which of them stands between documents
+
+
+def definition_of(merges: Sequence[Pair], pattern: str, special_tokens: Iterable[str]) -> Definition:
+    """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last."""
+    tokens = [bytes([byte]) for byte in range(256)]
+    for left, right in merges:
+        tokens.append(tokens[left] + tokens[right])
+    specials = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
+    return Definition(tuple(tokens), tuple(merges), pattern, specials)
 
 
 def byte_characters() -> list[str]:

@@ -5,6 +5,10 @@ That is why none uses possessive repeats, although tiktoken's own do for speed: 
 `\\p{N}{1,3}+` means any number of digits.
 """
 
+import regex
+
+from llm.errors import WordmillError
+
 # Words with the space before them, numbers of any length, runs of other signs.
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # GPT-4's: numbers fall into groups of three digits, line ends stay with the signs before them, a word may begin with
@@ -22,3 +26,25 @@ O200K = (
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 KNOWN = (GPT2, CL100K, O200K)
+
+PATIENCE = 10.0  # seconds that an expression of one's own may take for a text, besides one for each so many characters:
+CHARACTERS = 100_000
+
+
+def cut(text: str, expression: "regex.Pattern[str]") -> list[str]:
+    """The words of `text` by an expression of any kind; what it leaves out between two of them is a word too.
+
+    Raises WordmillError where that takes over ten seconds and a second for each `CHARACTERS`.
+    """
+    words, at = [], 0
+    try:
+        for match in expression.finditer(text, timeout=PATIENCE + len(text) / CHARACTERS):
+            begin, end = match.span()
+            words += [text[at:begin], text[begin:end]]
+            at = end
+    except TimeoutError:
+        raise WordmillError(
+            f"tokenizer.pattern: takes too long on the text that begins {text[:40]!r}, behind its character {at}; "
+            "repeats within repeats do that, such as (a+)+"
+        ) from None
+    return [word for word in (*words, text[at:]) if word]

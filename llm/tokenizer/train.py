@@ -5,6 +5,7 @@ that kind is asked for.
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from llm.errors import WordmillError
 from llm.tokenizer import bpe
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import PATTERNS, RESERVED, TokenizerConfig
-from llm.tokenizer.tokenizer import Tokenizer
+from llm.tokenizer.huggingface import Pair, definition_of, tokenizer_json
+from llm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from llm.tokenizer.words import Texts, count_words, even_sample
 
 
@@ -35,6 +37,10 @@ def make(config: TokenizerConfig, texts: Texts | Callable[[], Iterable[str]]) ->
 
 def train_bpe(config: TokenizerConfig, texts: Texts) -> Made:
     """Byte pair encoding: the 256 bytes, the most frequent pairs, special tokens, and reserved ones for the rest."""
+    if config.pattern not in PATTERNS:
+        from llm.tokenizer.foreign import check_cut
+
+        check_cut(config.pattern, texts.strings())
     words = count_words(_read(config, texts), config.pattern)
     wanted = config.vocab_size - 256 - len(config.special_tokens)
     merges = bpe.train(words, wanted, config.min_count)
@@ -47,9 +53,19 @@ def train_bpe(config: TokenizerConfig, texts: Texts) -> Made:
             "tokenizer.reserve_rest: true"
         )
     special_tokens = (*config.special_tokens, *(RESERVED.format(number) for number in range(missing)))
-    tokenizer = ByteBPE.from_merges(merges, PATTERNS[config.pattern], special_tokens)
+    tokenizer = _from_merges(merges, config.pattern, special_tokens)
     source = {"bytes": words.text_bytes, "words": int(words.counts.sum()), "distinct_words": words.distinct}
     return Made(tokenizer, source | ({"reserved_tokens": missing} if missing else {}))
+
+
+def _from_merges(merges: list[Pair], pattern: str, special_tokens: tuple[str, ...]) -> Tokenizer:
+    """With an expression of one's own, what loading it from disk will give: one that `tokenizers` encodes."""
+    if pattern in PATTERNS:
+        return ByteBPE.from_merges(merges, PATTERNS[pattern], special_tokens)
+    from llm.tokenizer.foreign import HuggingFaceBPE
+
+    content = tokenizer_json(definition_of(merges, pattern, special_tokens))
+    return HuggingFaceBPE(json.loads(content), END_OF_TEXT)
 
 
 def train_sentencepiece(config: TokenizerConfig, texts: Texts) -> Made:

@@ -17,6 +17,7 @@ import numpy as np
 import regex
 
 from llm.tokenizer.config import PATTERNS
+from llm.tokenizer.patterns import KNOWN, cut
 from llm.tokenizer.scan import SCANNED
 from llm.tokenizer.tokenizer import valid_utf8
 from llm.tokenizer.word_table import BEGIN, COUNT, WHOLE, Batch, WordTable, batch, read_only
@@ -72,10 +73,11 @@ class Texts:
 def count_words(texts: Texts | Iterable[str], pattern: str, threads: int | None = None) -> Words:
     """The words of `texts` with their counts, on as many threads as there are processors, or `threads`.
 
-    `pattern` is a name in `PATTERNS`. Raises WordmillError for text that is not valid Unicode.
+    `pattern` is a name in `PATTERNS`, or an expression. Raises WordmillError for text that is not valid Unicode, and
+    for an expression that takes too long.
     """
     corpus = texts if isinstance(texts, Texts) else Texts(lambda: texts)
-    expression = PATTERNS[pattern]
+    expression = PATTERNS.get(pattern, pattern)
     if expression not in SCANNED:
         return Words.of(_count_by_regex(corpus.strings(), expression))
     threads = threads or processors()
@@ -151,11 +153,11 @@ def joined(texts: Iterable[str]) -> Iterator[Batch]:
 
 
 def _count_by_regex(texts: Iterable[str], expression: str) -> Counter[bytes]:
-    findall = regex.compile(expression).findall
+    compiled = regex.compile(expression)
     counts: Counter[str] = Counter()
     for text in texts:
         valid_utf8(text)
-        counts.update(findall(text))
+        counts.update(compiled.findall(text) if expression in KNOWN else cut(text, compiled))
     return Counter({word.encode(): count for word, count in counts.items()})
 
 

@@ -1,4 +1,4 @@
-"""The one place that talks to DVC: its graph, and running one of its stages.
+"""The place that talks to DVC: its graph, and running one of its stages. (`pipeline.status` asks it what would run.)
 
 A stage runs as `dvc repro --single-item` in a process of its own (this module run as a program). DVC forwards no
 signal, and an orchestrator's cancelling kills no grandchildren, so the process

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+Run = Annotated[str, typer.Argument(help="A rebuild's MLflow run: its id, the id's beginning, its name, or `latest`.")]
+
 
 def status(
     force: Annotated[bool, typer.Option(help="As for `wordmill run --force`.")] = False,
@@ -24,6 +26,28 @@ def status(
     print(", ".join(f"{verdict.value}: {count}" for verdict, count in counts.items() if count))
 
 
+def reproduce(
+    run: Run,
+    here: Annotated[bool, typer.Option("--here", help="With this checkout's code in the place of the run's.")] = False,
+    cached: Annotated[bool, typer.Option("--cached", help="Outputs may come from this checkout's DVC cache.")] = False,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Only this stage and those it needs.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the worktree, even if all bytes are the same.")] = False,
+) -> None:
+    """Rebuild a run in a worktree of its own, and say stage by stage whether the bytes are the same."""
+    from pipeline.reproduce import Options, lines
+    from pipeline.reproduce import reproduce as rebuild
+    from stages.history import find
+
+    found = find(run)
+    result = rebuild(found, Options(here, cached, until, keep), lambda line: print(line, flush=True))
+    print()
+    for line in lines(found, result):
+        print(line)
+    if not result.same:
+        raise typer.Exit(1)
+
+
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the program."""
-    app.command()(status)
+    for command in (status, reproduce):
+        app.command()(command)

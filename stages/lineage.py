@@ -66,7 +66,7 @@ def declared(path: Path = PIPELINE) -> list[Declared]:
 
 def key(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The key of a stage with these dotted params and these digests of its dependencies."""
-    plain = {name: _plain(value) for name, value in params.items()}
+    plain = {name: plain(value) for name, value in params.items()}
     text = json.dumps([stage, plain, dict(inputs)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -162,10 +162,10 @@ def _names(entries: list[Any]) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as YAML would give it back: the typed params hold 1.0 and tuples where the file says 1 and lists."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

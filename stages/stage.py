@@ -97,6 +97,8 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         with Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint) as tracker:
             run(params, Stage(name, scratch, tracker))
             tracker.headlines({key: value for path in metrics for key, value in _figures(name, Path(path)).items()})
+            if sources := params_file.named_files(flat):
+                tracker.sources({str(path): digest(path) for path in sources})
             tracker.outputs({path: digest(Path(path)) for path in [*outs, *metrics]})
         shutil.rmtree(scratch)
 

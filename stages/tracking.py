@@ -18,7 +18,6 @@ MLFLOW_EXPERIMENT_NAME are honoured.
 import contextlib
 import getpass
 import json
-import logging
 import os
 import re
 import signal
@@ -36,12 +35,11 @@ from filelock import FileLock, Timeout
 from llm.errors import WordmillError
 from stages import lineage, provenance, registry
 from stages.mailbox import KILLED_PATIENCE, Event, Mailbox, Unavailable, now, serve
-from stages.tracking_uri import is_sqlite, reachable, sqlite_path, tracking_uri
+from stages.tracking_uri import client, experiment_name, is_sqlite, reachable, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-EXPERIMENT = "wordmill"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: opens among the runs, not the chats
 UNDELIVERED = Path("runs/undelivered")
 LOCK = Path("runs/tracking.lock")
@@ -94,6 +92,10 @@ class Tracker:
         """Short texts about the run."""
         self._mailbox.post("tags", values={name: str(value) for name, value in values.items()})
 
+    def sources(self, digests: Mapping[str, str]) -> None:
+        """Digests of the files of the user's own that the stage has read, by path."""
+        self._mailbox.post("sources", digests=dict(digests))
+
     def headlines(self, values: Mapping[str, float]) -> None:
         """The few figures by which rebuilds are compared: the parent shows these and no others."""
         self._mailbox.post("headlines", values=dict(values))
@@ -135,19 +137,12 @@ class StageRun:
     """A stage's run in the store; it lives in the process beside it. Its constructor makes it, `deliver` fills it."""
 
     def __init__(self, start: Event) -> None:
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        from mlflow import MlflowClient
-
         self._uri: str = start["uri"]
         self._start = start
         self._stage: str = start["stage"]
         self._makers: dict[str, Run] = {}  # finished runs by stage key
         with reachable(self._uri, starting=True), _locked():
-            self._client = MlflowClient(tracking_uri=self._uri)
+            self._client = client(self._uri)
             self._experiment = self._find_experiment()
             self._bury(self._search(f"attributes.status = 'RUNNING' and tags.`wordmill.host` = '{lineage.host()}'"))
             self._parent = self._find_parent()
@@ -207,6 +202,9 @@ class StageRun:
                         self._tag(self._run_id, {"wordmill.headlines": _fitting(event["values"])})
                     case "model":
                         registry.register(self._client, self._run_id, Path(event["path"]), event["name"], event["tags"])
+                    case "sources":
+                        text = json.dumps(event["digests"], indent=2)
+                        self._client.log_text(self._run_id, text, "lineage/sources.json")
                     case "outputs":
                         self._tag(self._run_id, {"wordmill.outputs": json.dumps(event["digests"], sort_keys=True)})
                         text = json.dumps(event["digests"], indent=2)
@@ -222,7 +220,7 @@ class StageRun:
             self._update_parent()
 
     def _find_experiment(self) -> str:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        name = experiment_name()
         found = self._client.get_experiment_by_name(name)
         if found is None:
             folder = None  # the server's own

@@ -47,7 +47,16 @@ def reproduce(
         raise typer.Exit(1)
 
 
+def diff(run_a: Run, run_b: Run) -> None:
+    """Say what changed from one run to another, and what it did to the metrics."""
+    from pipeline.differences import lines
+    from stages.history import find
+
+    for line in lines(find(run_a), find(run_b)):
+        print(line)
+
+
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the program."""
-    for command in (status, reproduce):
+    for command in (status, reproduce, diff):
         app.command()(command)

@@ -66,8 +66,8 @@ def declared(path: Path = PIPELINE) -> list[Declared]:
 
 def key(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The key of a stage with these dotted params and these digests of its dependencies."""
-    plain = {name: plain(value) for name, value in params.items()}
-    text = json.dumps([stage, plain, dict(inputs)], sort_keys=True)
+    values = {name: plain(value) for name, value in params.items()}
+    text = json.dumps([stage, values, dict(inputs)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from llm.errors import WordmillError
-from pipeline import compare, dvc
+from pipeline import compare, differences, dvc
 from pipeline.compare import StageDifference
 from pipeline.presets import changed
 from pipeline.reproduce import Options, Result, lines, reproduce
 from stages import lineage, params, provenance
 from stages.history import Rebuild, StageRecord, versions
 from stages.stage import digest
+
+NOWHERE = b"diff --git a/none b/none\n--- a/none\n+++ b/none\n@@ -1 +1 @@\n-a\n+b\n"
 
 
 def git(*arguments: str) -> str:
@@ -145,11 +147,11 @@ def test_a_stage_that_fails_and_one_that_is_never_made(built: Rebuild) -> None:
 
 
 def test_what_cannot_be_begun_is_one_line(built: Rebuild) -> None:
-    with pytest.raises(WordmillError, match="commit 00000000.* is not in this repository"):
+    with pytest.raises(WordmillError, match=r"commit 00000000.* is not in this repository"):
         rebuilt(dataclasses.replace(built, commit="0" * 40))
     with pytest.raises(WordmillError, match="not in a git repository"):
         rebuilt(dataclasses.replace(built, commit=None))
-    with pytest.raises(WordmillError, match="--until nothing: .* it has corpus, pretrain"):
+    with pytest.raises(WordmillError, match=r"--until nothing: .* it has corpus, pretrain"):
         rebuilt(built, until="nothing")
     with pytest.raises(WordmillError, match="git apply: "):
         rebuilt(
@@ -174,3 +176,33 @@ def test_two_records_are_compared_by_kind() -> None:
     assert found == StageDifference(
         "s", (), {"params": ("p.x 1 → 2",), "code": ("llm/a.py",), "data": ("data/a", "mine (yours)")}
     )
+
+
+def test_the_difference_of_two_runs() -> None:
+    def run(mark: str, lr: float, **metrics: float) -> Rebuild:
+        data = StageRecord("data", "d", "FINISHED", {}, {"llm/a.py": "1"}, {"data/a": "1"}, packages={"torch": mark})
+        model = StageRecord("model", "m", "FINISHED", {}, {"data/a": "1"}, {"models": mark}, packages={"torch": mark})
+        params = f"model: {{lr: {lr}, steps: 3}}\n"
+        stages = {"data": data, "model": model}
+        return Rebuild(mark * 32, f"rebuild {mark}", "FINISHED", mark * 40, b"", (), params, metrics, stages)
+
+    told = list(differences.lines(run("1", 0.5, loss=2.0, same=1.0), run("2", 0.25, loss=1.5, same=1.0, new=3.0)))
+    assert told == [
+        "A  11111111  rebuild 1  FINISHED  111111111111",
+        "B  22222222  rebuild 2  FINISHED  222222222222",
+        "",
+        "params:",
+        "  model.lr: 0.5 → 0.25",
+        "code: the same",
+        "data: the same",
+        "packages:",
+        "  torch 1 → 2  (all stages)",
+        "hardware: the same",
+        "outputs:",
+        "  model: models",
+        "",
+        "metric  A  B    B - A",
+        "loss    2  1.5  -0.5",
+        "new        3",
+        "metrics: 2 differ, 1 are the same",
+    ]

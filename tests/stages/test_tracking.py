@@ -1,6 +1,7 @@
 """What a stage leaves in MLflow, read back with MLflow's own client; stages are killed, stores are taken away."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -19,8 +20,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from llm.errors import WordmillError
-from stages import lineage, tracking
+from stages import history, lineage, provenance, tracking
 from stages.mailbox import Event, now
+from stages.stage import digest
 from stages.tracking import StageRun, Tracker
 
 REPO = Path(__file__).parents[2]
@@ -229,6 +231,39 @@ def test_parent_links_the_runs_that_made_what_was_skipped(direct: None, monkeypa
     write("a", 1)
     run_stage("a")
     assert links() == {"a": "fifth", "b": "third", "c": "second"}
+
+
+def test_a_rebuild_is_read_back(direct: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("code.py").write_text("x = 1\n")
+    Path("params.yaml").write_text(text := json.dumps({"a": {"x": 1.0}, "b": {"x": 2}, "c": {"x": 3}}))
+    for name in "abc":
+        run_stage(name)
+    monkeypatch.setenv("WORDMILL_REBUILD", "second")
+    run_stage("c")
+
+    second = history.find("latest")
+    (first_run, second_run), children = runs("rebuild"), runs("stage")
+    assert second.run_id == second_run.info.run_id
+    assert (second.params, second.metrics) == (text, {"a/score": 1.0, "b/score": 2.0, "c/score": 3.0})
+    assert [record.run_id for record in second.stages.values()] == [children[i].info.run_id for i in (0, 1, 3)]
+    b = second.stages["b"]
+    assert (b.params, b.status) == ({"b.x": "2"}, "FINISHED")
+    assert b.inputs == {"code.py": digest(Path("code.py")), "out/a": digest(Path("out/a"))}
+    assert b.outputs == {"out/b": digest(Path("out/b"))}
+    assert b.packages["mlflow"] == importlib.metadata.version("mlflow")
+    assert b.hardware == provenance.hardware()
+
+    # By the beginning of its id, by its name, and by a run of one of its stages.
+    for word in (first_run.info.run_id[:12], children[0].info.run_id):
+        assert history.find(word).run_id == first_run.info.run_id
+    if first_run.info.run_name != second_run.info.run_name:  # they name the second of their start
+        assert history.find(first_run.info.run_name).run_id == first_run.info.run_id
+    with pytest.raises(WordmillError, match=rf"^nothing: no such run in .*{second.run_id[:8]}"):
+        history.find("nothing")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/none.db")
+    with pytest.raises(WordmillError, match=r"^none\.db: not found, so there are no runs"):
+        history.find("latest")
 
 
 STAGE = """

@@ -96,8 +96,16 @@ def derived(
 def document() -> dict[str, Any]:
     """params.yaml as it is; empty if it cannot be read. A stage has checked the sections that it reads."""
     try:
-        content = YAML(typ="safe", pure=True).load(PARAMS)
-    except (OSError, YAMLError):
+        return parsed(PARAMS.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The document in `text`; empty if it is none."""
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
 

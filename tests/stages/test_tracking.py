@@ -23,7 +23,8 @@ from llm.errors import WordmillError
 from stages import history, lineage, provenance, tracking
 from stages.mailbox import Event, now
 from stages.stage import digest
-from stages.tracking import StageRun, Tracker
+from stages.stage_run import StageRun
+from stages.tracking import Tracker
 
 REPO = Path(__file__).parents[2]
 
@@ -35,13 +36,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, request:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.node.name}-{tmp_path.name}")
     monkeypatch.setenv("WORDMILL_REBUILD", "first")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     return tmp_path
 
 
 class DirectMailbox:
     """In the place of the process beside a stage, which takes seconds to start: delivers all at the end."""
 
-    def __init__(self, module: str, kept: Path, header: Event) -> None:
+    def __init__(self, module: str, kept: Path, header: dict[str, Any]) -> None:
         self._header = header
         self._events: list[Event] = []
 

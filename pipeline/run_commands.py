@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from llm.errors import WordmillError
+
 Run = Annotated[str, typer.Argument(help="A rebuild's MLflow run: its id, the id's beginning, its name, or `latest`.")]
 
 
@@ -56,7 +58,21 @@ def diff(run_a: Run, run_b: Run) -> None:
         print(line)
 
 
+def deliver() -> None:
+    """Bring to MLflow what stages have kept in runs/undelivered/ while its server was down."""
+    from stages.delivery import deliver_kept
+    from stages.mailbox import Unavailable
+    from stages.tracking_uri import tracking_uri
+
+    try:
+        count = deliver_kept(tracking_uri(), print)
+    except Unavailable as error:
+        raise WordmillError(f"{error}; what was kept is still in runs/undelivered/") from None
+    if not count:
+        print("nothing is kept")
+
+
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the program."""
-    for command in (status, reproduce, diff):
+    for command in (status, reproduce, diff, deliver):
         app.command()(command)

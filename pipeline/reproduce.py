@@ -16,10 +16,6 @@ interrupted goes on where it stopped, if nothing that it depends on has changed.
 import contextlib
 import hashlib
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +24,13 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from llm.errors import WordmillError
-from pipeline import compare, dvc
+from pipeline import apart, compare, dvc
 from pipeline.files import replace
 from stages import lineage, provenance
 from stages.history import Rebuild, StageRecord, versions
-from stages.params import named_files
 from stages.stage import digest
 
 FOLDER = Path("runs/reproduce")
-# A reproduction's own runs stay in its worktree, and are no part of the rebuild that asked for it.
-APART = {"MLFLOW_TRACKING_URI": "", "MLFLOW_EXPERIMENT_NAME": "", "WORDMILL_REBUILD": "", "DVC_ROOT": ""}
 
 
 @dataclass(frozen=True)
@@ -73,13 +66,14 @@ def reproduce(run: Rebuild, options: Options, tell: Callable[[str], None]) -> Re
         _restore(run, folder, commit, patch, options, tell)
         failure = None
         try:
-            dvc.repro(folder, [options.until] if options.until else [], tell, APART)
+            dvc.repro(folder, [options.until] if options.until else [], tell, apart.ALONE)
         except dvc.StageFailedError as error:
             failure = str(error)
         compared = _compare(run, wanted, folder)
         result = Result(compared, failure, folder)
         if result.same and not options.keep:
-            _remove(folder)
+            folder.with_suffix(".json").unlink()
+            apart.remove(folder)
             result = Result(compared, failure, None)
     return result
 
@@ -140,7 +134,7 @@ def _code(run: Rebuild, here: bool) -> tuple[str, bytes]:
         commit, patch = run.commit, run.patch
     if commit is None:
         raise WordmillError(f"{'this folder' if here else run.name}: not in a git repository with a commit")
-    if not here and _git("cat-file", "-e", f"{commit}^{{commit}}") is not None:
+    if not here and apart.git("cat-file", "-e", f"{commit}^{{commit}}") is not None:
         raise WordmillError(f"{run.name}: its commit {commit[:12]} is not in this repository; fetch it with git")
     return commit, patch
 
@@ -166,33 +160,11 @@ def _restore(
     if folder.exists() and begun.exists() and begun.read_text() == mark:
         tell("going on with what an earlier try has left")
         return
-    _remove(folder)
-    _must("worktree", "add", "--quiet", "--detach", "--force", str(folder), commit)
-    if patch:
-        _must("-C", str(folder), "apply", "--whitespace=nowarn", "-", data=patch)
-    if run.params:
-        replace(folder / "params.yaml", run.params)
+    begun.unlink(missing_ok=True)
     for path in run.left_out:
         tell(f"{path} was too big for the patch: taken as it is here now")
-    _link([Path(path) for path in run.left_out] + _yours(run), folder)
-    if options.cached:
-        _dvc(folder, "cache", "dir", "--local", str(Path(_dvc(Path(), "cache", "dir")).absolute()))
+    apart.make(folder, commit, patch, run.params, run.left_out, options.cached)
     replace(begun, mark)
-
-
-def _yours(run: Rebuild) -> list[Path]:
-    """The user's own files that the run's params name by a path inside the checkout."""
-    content = YAML(typ="safe", pure=True).load(run.params) or {}
-    return [path for path in named_files(lineage.flat(content)) if not path.is_absolute()]
-
-
-def _link(paths: list[Path], folder: Path) -> None:
-    """Files that git does not have, each at its place in the worktree."""
-    for path in paths:
-        target = folder / path
-        if path.exists() and not target.exists() and ".." not in path.parts:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(path.absolute())
 
 
 def _compare(run: Rebuild, wanted: list[str], folder: Path) -> dict[str, compare.StageDifference | None]:
@@ -221,33 +193,3 @@ def _compare(run: Rebuild, wanted: list[str], folder: Path) -> dict[str, compare
         )
         found[name] = compare.stage(before, now, made)
     return found
-
-
-def _remove(folder: Path) -> None:
-    folder.with_suffix(".json").unlink(missing_ok=True)
-    _git("worktree", "remove", "--force", str(folder))
-    if folder.exists():  # git knows nothing of it
-        shutil.rmtree(folder)
-    _git("worktree", "prune")
-
-
-def _must(*arguments: str, data: bytes | None = None) -> None:
-    if problem := _git(*arguments, data=data):
-        raise WordmillError(f"git {arguments[0] if arguments[0] != '-C' else arguments[2]}: {problem}")
-
-
-def _git(*arguments: str, data: bytes | None = None) -> str | None:
-    """Run git: None, or in one line what it says against it."""
-    done = subprocess.run(["git", *arguments], input=data, capture_output=True, check=False)
-    words = " ".join(done.stderr.decode(errors="replace").split())
-    return None if done.returncode == 0 else words or f"ended with status {done.returncode}"
-
-
-def _dvc(folder: Path, *arguments: str) -> str:
-    """What a command of DVC prints. Raises WordmillError."""
-    environment = {**os.environ, **APART, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise WordmillError(f"dvc {' '.join(arguments)}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip()

@@ -1,10 +1,14 @@
 """The commands of `wordmill` that are about runs: what would run, what ran, and how to get it back."""
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm.errors import WordmillError
+
+if TYPE_CHECKING:
+    from pipeline.sweep import Outcome, Point
 
 Run = Annotated[str, typer.Argument(help="A rebuild's MLflow run: its id, the id's beginning, its name, or `latest`.")]
 
@@ -58,6 +62,33 @@ def diff(run_a: Run, run_b: Run) -> None:
         print(line)
 
 
+def sweep(
+    settings: Annotated[list[str], typer.Argument(metavar="KEY=[A,B]...", help="Params, each with a list of values.")],
+    prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow, a subflow for each point.")] = False,
+) -> None:
+    """Rebuild every combination of some params, each in a worktree of its own; unchanged stages run once."""
+    from pipeline import overrides
+    from pipeline import sweep as sweeping
+
+    overrides.recover_if_idle()
+    grid = sweeping.points(settings)  # a mistake is told before anything starts
+    with overrides.sole_rebuild():
+        outcomes = _as_flow(grid) if prefect else sweeping.sweep(grid, lambda line: print(line, flush=True))
+    print()
+    for line in sweeping.lines(outcomes):
+        print(line)
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _as_flow(grid: "list[Point]") -> "list[Outcome]":
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from pipeline.sweep_flow import run
+
+    return run(grid)
+
+
 def deliver() -> None:
     """Bring to MLflow what stages have kept in runs/undelivered/ while its server was down."""
     from stages.delivery import deliver_kept
@@ -74,5 +105,5 @@ def deliver() -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the program."""
-    for command in (status, reproduce, diff, deliver):
+    for command in (status, reproduce, diff, sweep, deliver):
         app.command()(command)

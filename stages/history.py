@@ -92,8 +92,9 @@ def _run(mlflow: "MlflowClient", text: str) -> "Run":
         ids = [run for run in found if len(text) >= SHORTEST and run.info.run_id.startswith(text)]
         matching = ids or [run for run in rebuilds if run.info.run_name == text]
     if len(matching) == 1:
-        parent = matching[0].data.tags.get("mlflow.parentRunId")
-        return mlflow.get_run(parent) if parent else matching[0]
+        tags = matching[0].data.tags
+        is_stage = tags.get("wordmill.kind") == "stage"
+        return mlflow.get_run(tags["mlflow.parentRunId"]) if is_stage else matching[0]
     if matching:
         raise WordmillError(f"{text}: several runs: {', '.join(run.info.run_id for run in matching)}; give an id")
     newest = "; ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in rebuilds[:5])

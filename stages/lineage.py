@@ -35,6 +35,7 @@ class Declared:
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     sections: tuple[str, ...]
+    metrics: tuple[str, ...] = ()  # those of the outputs that hold its figures
 
 
 def declared(path: Path = PIPELINE) -> list[Declared]:
@@ -46,6 +47,7 @@ def declared(path: Path = PIPELINE) -> list[Declared]:
             tuple(_names(stage.get("deps", []))),
             tuple(_names([*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])])),
             tuple(_names(stage.get("params", []))),
+            tuple(_names(stage.get("metrics", []))),
         )
         for name, stage in content.items()
     ]

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import getpass
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,7 +166,8 @@ class StageRun:
         if mine:
             return str(mine[0].info.run_id)
         name = f"rebuild {datetime.fromtimestamp(self._start['time'] / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
-        parent = self._new_run(name, {"mlflow.source.name": "dvc.yaml", "wordmill.kind": "rebuild"})
+        sweep = {"mlflow.parentRunId": self._moment["sweep"]} if self._moment["sweep"] else {}
+        parent = self._new_run(name, {"mlflow.source.name": "dvc.yaml", "wordmill.kind": "rebuild", **sweep})
         texts = self._moment["files"]
         self._log_params(parent, lineage.flat(lineage.parsed(texts.get("params.yaml", ""))))
         for path in ("params.yaml", "dvc.yaml"):
@@ -329,6 +331,7 @@ def _moment() -> dict[str, Any]:
         "packages": provenance.packages(),
         "hardware": provenance.hardware(),
         "host": lineage.host(),
+        "sweep": os.environ.get("WORDMILL_SWEEP", ""),  # the run that this rebuild is a point of
         "user": user,
         "files": {str(path): path.read_text(encoding="utf-8") for path in FILES if path.exists()},
     }

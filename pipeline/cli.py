@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from llm.errors import WordmillError
+from pipeline import run_commands
 
 PARAMS = Path("params.yaml")
 LOCAL = "127.0.0.1"
@@ -116,6 +117,9 @@ def serve(
 
     config = compute_config(device, precision, threads)
     answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting))
+
+
+run_commands.add_to(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The one place that talks to DVC: its graph, and running one of its stages.
+"""The place that talks to DVC: its graph, and running one of its stages. (`pipeline.status` asks it what would run.)
 
 A stage runs as `dvc repro --single-item` in a process of its own (this module run as a program). DVC forwards no
 signal, and an orchestrator's cancelling kills no grandchildren, so the process
@@ -111,8 +111,30 @@ def run(
     return Outcome.RAN
 
 
+def repro(
+    folder: Path, targets: list[str], tell: Callable[[str], None], environment: Mapping[str, str] | None = None
+) -> None:
+    """`dvc repro` in another checkout, all stages or what `targets` need. Raises StageFailedError.
+
+    An empty value in `environment` takes a name out of it.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *targets]
+    lines: list[str] = []
+    with _session(command, environment or {}, folder) as process:
+        for line in _lines(process):
+            lines.append(line)
+            if not line.startswith(HINTS):
+                tell(line)
+        status = process.wait()
+    if status:
+        started = [line.split("'")[1] for line in lines if line.startswith("Running stage '")]
+        raise StageFailedError(_last_words(started[-1] if started else "dvc", lines, status))
+
+
 @contextlib.contextmanager
-def _session(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+def _session(
+    command: list[str], environment: Mapping[str, str], folder: Path = Path()
+) -> Iterator[subprocess.Popen[str]]:
     programs = str(Path(sys.executable).parent)  # `python` in dvc.yaml is this environment's
     env = {
         **os.environ,
@@ -123,7 +145,8 @@ def _session(command: list[str], environment: Mapping[str, str]) -> Iterator[sub
     }
     process = subprocess.Popen(
         command,
-        env=env,
+        cwd=folder,
+        env={name: value for name, value in env.items() if value},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

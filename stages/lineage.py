@@ -35,6 +35,7 @@ class Declared:
     deps: tuple[str, ...]
     outs: tuple[str, ...]
     sections: tuple[str, ...]
+    metrics: tuple[str, ...] = ()  # those of the outputs that hold its figures
 
 
 def declared(path: Path = PIPELINE) -> list[Declared]:
@@ -46,6 +47,7 @@ def declared(path: Path = PIPELINE) -> list[Declared]:
             tuple(_names(stage.get("deps", []))),
             tuple(_names([*stage.get("outs", []), *stage.get("metrics", []), *stage.get("plots", [])])),
             tuple(_names(stage.get("params", []))),
+            tuple(_names(stage.get("metrics", []))),
         )
         for name, stage in content.items()
     ]
@@ -66,8 +68,8 @@ def declared(path: Path = PIPELINE) -> list[Declared]:
 
 def key(stage: str, params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """The key of a stage with these dotted params and these digests of its dependencies."""
-    plain = {name: _plain(value) for name, value in params.items()}
-    text = json.dumps([stage, plain, dict(inputs)], sort_keys=True)
+    values = {name: plain(value) for name, value in params.items()}
+    text = json.dumps([stage, values, dict(inputs)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -96,8 +98,16 @@ def derived(
 def document() -> dict[str, Any]:
     """params.yaml as it is; empty if it cannot be read. A stage has checked the sections that it reads."""
     try:
-        content = YAML(typ="safe", pure=True).load(PARAMS)
-    except (OSError, YAMLError):
+        return parsed(PARAMS.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The document in `text`; empty if it is none."""
+    try:
+        content = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -162,10 +172,10 @@ def _names(entries: list[Any]) -> list[str]:
     return [next(iter(entry)) if isinstance(entry, Mapping) else str(entry) for entry in entries]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as YAML would give it back: the typed params hold 1.0 and tuples where the file says 1 and lists."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

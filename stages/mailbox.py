@@ -101,8 +101,10 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def serve(connect: Callable[[Event], Receiver], interval: float = 3.0) -> None:
+def serve(connect: Callable[[dict[str, Any]], Receiver], interval: float = 3.0) -> None:
     """The process's end of the pipe: take events from standard input to the receiver that `connect` opens.
+
+    `connect` gets the header, and may add to it what must be kept with it if the receiver fails.
 
     `interval` is the time between deliveries in seconds: each costs the same whether it holds one event or hundreds.
     """
@@ -114,12 +116,12 @@ def serve(connect: Callable[[Event], Receiver], interval: float = 3.0) -> None:
 
 
 class _Delivery:
-    def __init__(self, connect: Callable[[Event], Receiver], kept: Path, interval: float) -> None:
+    def __init__(self, connect: Callable[[dict[str, Any]], Receiver], kept: Path, interval: float) -> None:
         self._connect = connect
         self._kept = kept
         self._interval = interval
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._header: Event = json.loads(sys.stdin.buffer.readline())
+        self._header: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
         self._in_hand: list[Event] = [self._header]
         self._failed = False
         self._refused = False

@@ -13,6 +13,7 @@ read as version 1.2, as DVC reads it, so `1e-3` is a number.
 """
 
 import difflib
+import glob
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -39,6 +40,7 @@ SECTIONS = (
     "export",
     "compute",
 )
+NAMING = ("path", "paths", "start_from")  # keys whose values name files
 
 T = TypeVar("T")
 
@@ -91,6 +93,18 @@ def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
 def flat(params: Any) -> dict[str, Any]:
     """The dotted keys and values of a `Params`, as MLflow logs them: {"pretrain.lr": 0.001, ...}."""
     return {f"{section}.{key}": value for section, keys in asdict(params).items() for key, value in keys.items()}
+
+
+def named_files(values: Mapping[str, Any]) -> list[Path]:
+    """The user's own files and folders that dotted params name, which dvc.yaml knows nothing of, each once."""
+    found: dict[Path, None] = {}
+    for name, value in values.items():
+        if name.rpartition(".")[2] in NAMING:
+            for pattern in filter(None, [value] if isinstance(value, str) else value):
+                # pathlib's own globbing takes no absolute pattern
+                matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+                found.update(dict.fromkeys(map(Path, matches)))
+    return list(found)
 
 
 def _section(section_type: type, values: Mapping[str, Any], where: str) -> Any:

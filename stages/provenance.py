@@ -12,6 +12,18 @@ from pathlib import Path
 
 import psutil
 
+# A patch that `git apply` takes, whatever the user has set for reading diffs.
+DIFF = (
+    *("git", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
+    *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary"),
+)
+# Instruction sets between which libraries choose: sums come out in another order.
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "asimd")
+# What the user may have set that changes the arithmetic.
+SETTINGS = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+)
 LARGEST_UNTRACKED = 1_000_000  # bytes; a bigger file that git does not know is data, not code
 
 
@@ -22,7 +34,7 @@ def commit() -> str | None:
 
 def uncommitted() -> tuple[bytes, list[str]]:
     """A patch from the commit to the files as they are, new files included, and the paths too big to be in it."""
-    patch = _bytes("git", "diff", "--binary", "HEAD") or b""
+    patch = _bytes(*DIFF, "HEAD") or b""
     untracked = (_bytes("git", "ls-files", "--others", "--exclude-standard", "-z") or b"").split(b"\0")
     left_out = []
     for name in sorted(os.fsdecode(raw) for raw in untracked if raw):
@@ -32,7 +44,7 @@ def uncommitted() -> tuple[bytes, list[str]]:
         if path.stat().st_size > LARGEST_UNTRACKED:
             left_out.append(name)
         else:
-            patch += _bytes("git", "diff", "--binary", "--no-index", "--", os.devnull, name, statuses=(0, 1)) or b""
+            patch += _bytes(*DIFF, "--no-index", "--", os.devnull, name, statuses=(0, 1)) or b""
     return patch, left_out
 
 
@@ -52,11 +64,24 @@ def hardware() -> dict[str, str]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+    if features := _features():
+        found["instructions"] = features
+    if settings := " ".join(f"{name}={os.environ[name]}" for name in SETTINGS if os.environ.get(name)):
+        found["settings"] = settings
     if shutil.which("nvidia-smi") and (
-        gpu := _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+        gpu := _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     ):
         found["gpu"] = "; ".join(gpu.splitlines())
     return found
+
+
+def _features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return ""
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return " ".join(feature for feature in FEATURES if feature in flags)
 
 
 def _cpu() -> str:

@@ -34,6 +34,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from llm.errors import WordmillError
+from stages import last_lines
 from stages import params as params_file
 from stages.metrics import numbers
 from stages.tracking import Tracker
@@ -61,6 +62,7 @@ def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
     """Run one stage; never returns. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     _signals.install()
     _die_with_parent()
+    last_lines.keep()
     try:
         _run(name, params_type, run)
     except WordmillError as error:
@@ -97,6 +99,8 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         with Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint) as tracker:
             run(params, Stage(name, scratch, tracker))
             tracker.headlines({key: value for path in metrics for key, value in _figures(name, Path(path)).items()})
+            if sources := params_file.named_files(flat):
+                tracker.sources({str(path): digest(path) for path in sources})
             tracker.outputs({path: digest(Path(path)) for path in [*outs, *metrics]})
         shutil.rmtree(scratch)
 

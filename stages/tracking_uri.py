@@ -4,15 +4,21 @@ The place is MLFLOW_TRACKING_URI, or a database in the working directory. A plac
 mistake; one that is down is not.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from llm.errors import WordmillError
 from stages.mailbox import Unavailable
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "wordmill"
 DATABASE = Path("mlflow.db")
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
@@ -33,6 +39,24 @@ def tracking_uri() -> str:
     if is_sqlite(uri) and not (folder := sqlite_path(uri).parent).is_dir():
         raise WordmillError(f"MLFLOW_TRACKING_URI: the folder {folder} does not exist; make it, or change the address")
     return uri
+
+
+def experiment_name() -> str:
+    """The experiment that the runs are in."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
+def client(uri: str) -> "MlflowClient":
+    """MLflow's client: quiet, and soon done with a server that does not answer. Call it within `reachable`."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
 
 
 def is_sqlite(uri: str) -> bool:

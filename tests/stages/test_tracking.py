@@ -1,8 +1,10 @@
 """What a stage leaves in MLflow, read back with MLflow's own client; stages are killed, stores are taken away."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -10,6 +12,8 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +23,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from llm.errors import WordmillError
-from stages import lineage, tracking
-from stages.mailbox import Event, now
-from stages.tracking import StageRun, Tracker
+from stages import delivery, history, last_lines, lineage, provenance, tracking
+from stages.mailbox import Event, Unavailable, now
+from stages.stage import digest
+from stages.stage_run import StageRun
+from stages.system_metrics import Sampler
+from stages.tracking import Tracker
 
 REPO = Path(__file__).parents[2]
 
@@ -33,13 +40,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, request:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.node.name}-{tmp_path.name}")
     monkeypatch.setenv("WORDMILL_REBUILD", "first")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     return tmp_path
 
 
 class DirectMailbox:
     """In the place of the process beside a stage, which takes seconds to start: delivers all at the end."""
 
-    def __init__(self, module: str, kept: Path, header: Event) -> None:
+    def __init__(self, module: str, kept: Path, header: dict[str, Any]) -> None:
         self._header = header
         self._events: list[Event] = []
 
@@ -136,7 +144,11 @@ def test_child_and_parent_hold_everything(folder: Path) -> None:
     assert {name: Path(name).read_bytes() for name in expected} == expected
 
 
-def test_failure_then_success_in_one_rebuild(direct: None) -> None:
+def test_failure_then_success_in_one_rebuild(direct: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORDMILL_REBUILD", "prefect-0b5f")
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setattr(last_lines, "_pieces", deque(["step 1\r", "step 2\r", "step 3\n", "the last\n"]))
+
     def fail() -> None:
         with Tracker("dpo", {}, {}, "k") as tracker:
             tracker.metrics({"loss": 1.0})
@@ -148,6 +160,10 @@ def test_failure_then_success_in_one_rebuild(direct: None) -> None:
     assert (child.info.status, parent.info.status) == ("FAILED", "FAILED")
     assert child.data.tags["error"] == "ValueError: no"
     assert child.data.metrics == {"loss": 1.0}
+    assert child.data.tags["prefect.flow_run_id"] == parent.data.tags["prefect.flow_run_id"] == "0b5f"
+    log = artifacts(child)["log/last_lines.txt"].read_text()
+    assert log.startswith("step 3\nthe last\n\nTraceback (most recent call last):\n")
+    assert log.endswith("ValueError: no")
 
     with Tracker("dpo", {}, {}, "k"):
         pass
@@ -229,6 +245,39 @@ def test_parent_links_the_runs_that_made_what_was_skipped(direct: None, monkeypa
     write("a", 1)
     run_stage("a")
     assert links() == {"a": "fifth", "b": "third", "c": "second"}
+
+
+def test_a_rebuild_is_read_back(direct: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("dvc.yaml").write_text(PIPELINE)
+    Path("code.py").write_text("x = 1\n")
+    Path("params.yaml").write_text(text := json.dumps({"a": {"x": 1.0}, "b": {"x": 2}, "c": {"x": 3}}))
+    for name in "abc":
+        run_stage(name)
+    monkeypatch.setenv("WORDMILL_REBUILD", "second")
+    run_stage("c")
+
+    second = history.find("latest")
+    (first_run, second_run), children = runs("rebuild"), runs("stage")
+    assert second.run_id == second_run.info.run_id
+    assert (second.params, second.metrics) == (text, {"a/score": 1.0, "b/score": 2.0, "c/score": 3.0})
+    assert [record.run_id for record in second.stages.values()] == [children[i].info.run_id for i in (0, 1, 3)]
+    b = second.stages["b"]
+    assert (b.params, b.status) == ({"b.x": "2"}, "FINISHED")
+    assert b.inputs == {"out/a": digest(Path("out/a"))}
+    assert b.outputs == {"out/b": digest(Path("out/b"))}
+    assert b.packages["mlflow"] == importlib.metadata.version("mlflow")
+    assert b.hardware == provenance.hardware()
+
+    # By the beginning of its id, by its name, and by a run of one of its stages.
+    for word in (first_run.info.run_id[:12], children[0].info.run_id):
+        assert history.find(word).run_id == first_run.info.run_id
+    if first_run.info.run_name != second_run.info.run_name:  # they name the second of their start
+        assert history.find(first_run.info.run_name).run_id == first_run.info.run_id
+    with pytest.raises(WordmillError, match=rf"^nothing: no such run in .*{second.run_id[:8]}"):
+        history.find("nothing")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path.cwd()}/none.db")
+    with pytest.raises(WordmillError, match=r"^none\.db: not found, so there are no runs"):
+        history.find("latest")
 
 
 STAGE = """
@@ -356,14 +405,53 @@ def kept() -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_store_that_is_down_costs_a_warning(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def as_of_a_stage_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a stage leaves is delivered once its process is no more, and here that is the test's own."""
+    monkeypatch.setattr(tracking.lineage, "started", lambda pid: "0")
+
+
+@contextlib.contextmanager
+def server(port: int, store: str, folder: Path) -> Iterator[None]:
+    """A real MLflow server on loopback."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(folder / "served")]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True, cwd=folder
+        )
+    try:
+
+        def healthy() -> bool:
+            assert process.poll() is None, (folder / "server.log").read_text()
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+                return True
+            return False
+
+        wait_for(healthy, 60)
+        yield
+    finally:
+        kill_all_of(process)
+
+
+def test_server_that_is_down_costs_a_warning_and_gets_all_of_it_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], store: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    Path("params.yaml").write_text("dpo: {beta: 0.1}\n")
+    Path("whole.txt").write_text("as it was")
+    Path("edited.txt").write_text("as it was")
+    with monkeypatch.context() as patch:
+        as_of_a_stage_that_has_ended(patch)
+        tracker = Tracker("dpo", {"dpo.beta": 0.1}, {"in": "ab"}, "k")
     with socket.socket() as unused:  # bound and not listening: the connection is refused
         unused.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with Tracker("dpo", {"dpo.beta": 0.1}, {}, "k") as tracker:
+        port = unused.getsockname()[1]
+        uri = f"http://127.0.0.1:{port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with tracker:
+            tracker.artifact(Path("whole.txt"))
+            tracker.artifact(Path("edited.txt"))
             tracker.metrics({"loss": 1.0}, step=7)
             time.sleep(0.3)
             tracker.metrics({"loss": 0.5}, step=8)
@@ -375,6 +463,30 @@ def test_store_that_is_down_costs_a_warning(
         (8, {"loss": 0.5}),
     ]
     assert events[-1]["status"] == "FINISHED"
+    with pytest.raises(Unavailable):
+        delivery.deliver_kept(uri, print)
+
+    # The server is there, and the folder has gone on.
+    Path("params.yaml").write_text("dpo: {beta: 0.9}\n")
+    Path("edited.txt").write_text("later")
+    with server(port, store, folder):
+        told: list[str] = []
+        assert delivery.deliver_kept(uri, told.append) == 1
+        assert told == [f"dpo: 5 events that were kept are now in {uri}"]
+        assert delivery.deliver_kept(uri, told.append) == 0
+        (child,), (parent,) = runs("stage"), runs("rebuild")
+        assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
+        assert child.info.start_time == events[0]["time"]
+        assert child.info.end_time == events[-1]["time"]
+        assert parent.data.params == {"dpo.beta": "0.1"}  # those of then
+        client = MlflowClient(uri)
+        history = client.get_metric_history(child.info.run_id, "loss")
+        assert [(m.step, m.value) for m in history] == [(7, 1.0), (8, 0.5)]
+        names = {entry.path for entry in client.list_artifacts(child.info.run_id)}
+        assert "whole.txt" in names
+        assert "edited.txt" not in names
+        assert child.data.tags["not_kept.edited.txt"].startswith("gone or changed")
+    assert not list(Path("runs/undelivered").iterdir())
 
 
 def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,15 +509,34 @@ def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.Mo
     copy.close()
     source.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/gone.db")
-    with Tracker("dpo", {}, {}, "k") as tracker:
+    with monkeypatch.context() as patch:
+        as_of_a_stage_that_has_ended(patch)
+        tracker = Tracker("dpo", {}, {}, "k")
+    with tracker:
         wait_for(lambda: len(runs("stage")) == 1)
         tracker.metrics({"loss": 1.0}, step=1)
         wait_for(lambda: runs("stage")[0].data.metrics == {"loss": 1.0})
+        with sqlite3.connect("gone.db") as source, sqlite3.connect("before.db") as copy:
+            source.backup(copy)
+        copy.close()
+        source.close()
         for path in folder.glob("gone.db*"):
             path.unlink()
         (folder / "gone.db").write_text("no database")
         tracker.metrics({"loss": 0.5}, step=2)
     assert [event.get("values") for event in kept() if event["kind"] == "metrics"] == [{"loss": 0.5}]
+
+    # It is back, as it was; the next stage delivers the rest into the run that was begun.
+    (folder / "gone.db").unlink()
+    shutil.copy("before.db", "gone.db")
+    with Tracker("dpo", {}, {}, "k"):
+        pass
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/./gone.db")  # to this process a file not yet open
+    first, second = runs("stage")
+    assert (first.info.status, second.info.status) == ("FINISHED", "FINISHED")
+    history = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_metric_history(first.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
+    assert not list(Path("runs/undelivered").glob("*.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -448,3 +579,22 @@ def test_keys_of_typed_params_and_of_the_file_agree() -> None:
     assert lineage.key("s", typed, {"f": "1"}) == lineage.key("s", as_read, {"f": "1"})
     assert lineage.key("s", typed, {"f": "1"}) != lineage.key("s", typed | {"pretrain.lr": 1.5}, {"f": "1"})
     assert lineage.key("s", typed, {"f": "1"}) != lineage.key("s", typed, {"f": "2"})
+
+
+def test_the_stages_own_use_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "60")
+    busy = "import time; block = b'x' * 200_000_000; print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        sampler = Sampler(process.pid)
+        began = time.monotonic()
+        time.sleep(0.8)
+        (event,) = sampler.taken(last=True)
+        passed = time.monotonic() - began
+        process.kill()
+    values = event["values"]
+    assert 200 < values["system/stage_memory_megabytes"] < 300
+    assert 20 < values["system/stage_cpu_percentage"] < 130 * max(1, 1 / passed)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(values)
+    assert sampler.taken() == []

@@ -1,0 +1,109 @@
+"""The commands of `wordmill` that are about runs: what would run, what ran, and how to get it back."""
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm.errors import WordmillError
+
+if TYPE_CHECKING:
+    from pipeline.sweep import Outcome, Point
+
+Run = Annotated[str, typer.Argument(help="A rebuild's MLflow run: its id, the id's beginning, its name, or `latest`.")]
+
+
+def status(
+    force: Annotated[bool, typer.Option(help="As for `wordmill run --force`.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Unchanged stages, too.")] = False,
+) -> None:
+    """Say which stages `dvc repro` would run, and why, before it does."""
+    from pipeline import overrides
+    from pipeline.status import Verdict, forecast, lines
+    from stages import params, schema
+
+    overrides.recover_if_idle()
+    schema.check(params.document(overrides.PARAMS))
+    found = forecast(force)
+    told = found if all_ else [each for each in found if each.verdict is not Verdict.UNCHANGED]
+    for line in lines(told):
+        print(line)
+    counts = {verdict: sum(each.verdict is verdict for each in found) for verdict in Verdict}
+    print(", ".join(f"{verdict.value}: {count}" for verdict, count in counts.items() if count))
+
+
+def reproduce(
+    run: Run,
+    here: Annotated[bool, typer.Option("--here", help="With this checkout's code in the place of the run's.")] = False,
+    cached: Annotated[bool, typer.Option("--cached", help="Outputs may come from this checkout's DVC cache.")] = False,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Only this stage and those it needs.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the worktree, even if all bytes are the same.")] = False,
+) -> None:
+    """Rebuild a run in a worktree of its own, and say stage by stage whether the bytes are the same."""
+    from pipeline.reproduce import Options, lines
+    from pipeline.reproduce import reproduce as rebuild
+    from stages.history import find
+
+    found = find(run)
+    result = rebuild(found, Options(here, cached, until, keep), lambda line: print(line, flush=True))
+    print()
+    for line in lines(found, result):
+        print(line)
+    if not result.same:
+        raise typer.Exit(1)
+
+
+def diff(run_a: Run, run_b: Run) -> None:
+    """Say what changed from one run to another, and what it did to the metrics."""
+    from pipeline.differences import lines
+    from stages.history import find
+
+    for line in lines(find(run_a), find(run_b)):
+        print(line)
+
+
+def sweep(
+    settings: Annotated[list[str], typer.Argument(metavar="KEY=[A,B]...", help="Params, each with a list of values.")],
+    prefect: Annotated[bool, typer.Option("--prefect", help="As a Prefect flow, a subflow for each point.")] = False,
+) -> None:
+    """Rebuild every combination of some params, each in a worktree of its own; unchanged stages run once."""
+    from pipeline import overrides
+    from pipeline import sweep as sweeping
+
+    overrides.recover_if_idle()
+    grid = sweeping.points(settings)  # a mistake is told before anything starts
+    with overrides.sole_rebuild():
+        outcomes = _as_flow(grid) if prefect else sweeping.sweep(grid, lambda line: print(line, flush=True))
+    print()
+    for line in sweeping.lines(outcomes):
+        print(line)
+    if any(outcome.error for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _as_flow(grid: "list[Point]") -> "list[Outcome]":
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from pipeline.sweep_flow import run
+
+    return run(grid)
+
+
+def deliver() -> None:
+    """Bring to MLflow what stages have kept in runs/undelivered/ while its server was down."""
+    from stages.delivery import deliver_kept
+    from stages.mailbox import Unavailable
+    from stages.tracking_uri import tracking_uri
+
+    try:
+        count = deliver_kept(tracking_uri(), print)
+    except Unavailable as error:
+        raise WordmillError(f"{error}; what was kept is still in runs/undelivered/") from None
+    if not count:
+        print("nothing is kept")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands into the program."""
+    for command in (status, reproduce, diff, sweep, deliver):
+        app.command()(command)

@@ -1,0 +1,52 @@
+"""The run of a sweep in MLflow: what was varied, and the table; the rebuilds of its points are its children."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from llm.errors import WordmillError
+from stages.mailbox import Unavailable
+from stages.stage_run import KIND
+from stages.tracking_uri import client, experiment_name, is_sqlite, reachable, sqlite_path, tracking_uri
+
+Cells = Sequence[str]
+
+
+def begin(axes: Mapping[str, Sequence[object]]) -> str | None:
+    """Open the run; its id, or None, with a warning, if the store is down. Raises WordmillError for a wrong store."""
+    uri = tracking_uri()
+    try:
+        with reachable(uri, starting=True):
+            mlflow = client(uri)
+            name = experiment_name()
+            found = mlflow.get_experiment_by_name(name)
+            if found is None:
+                folder = (sqlite_path(uri).absolute().parent / "mlartifacts").as_uri() if is_sqlite(uri) else None
+                experiment = mlflow.create_experiment(name, artifact_location=folder, tags=KIND)
+            elif found.lifecycle_stage == "deleted":
+                raise WordmillError(f"MLflow experiment {name!r} is deleted; restore it, or set MLFLOW_EXPERIMENT_NAME")
+            else:
+                experiment = found.experiment_id
+            tags = {"wordmill.kind": "sweep", "mlflow.source.type": "LOCAL", "mlflow.source.name": "wordmill sweep"}
+            run = mlflow.create_run(experiment, tags=tags, run_name=f"sweep {datetime.now():%Y-%m-%d %H:%M:%S}")
+            for axis, values in axes.items():
+                mlflow.log_param(run.info.run_id, axis, str(list(values)))
+            return str(run.info.run_id)
+    except Unavailable as error:
+        print(f"warning: the sweep gets no run of its own: {error}")
+        return None
+
+
+def end(run_id: str, table: Sequence[Cells], status: str) -> None:
+    """Close the run with the table, the first row of which is its heading: as its description and as a CSV file."""
+    heading, *rows = table
+    lines = [" | ".join(row) for row in (heading, ["---"] * len(heading), *rows)]
+    csv = "".join(",".join(f'"{cell}"' for cell in row) + "\n" for row in table)
+    uri = tracking_uri()
+    try:
+        with reachable(uri):
+            mlflow = client(uri)
+            mlflow.set_tag(run_id, "mlflow.note.content", "\n".join(f"| {line} |" for line in lines)[:8000])
+            mlflow.log_text(run_id, csv, "table.csv")
+            mlflow.set_terminated(run_id, status)
+    except Unavailable as error:
+        print(f"warning: the sweep's run is not closed: {error}")

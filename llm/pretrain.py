@@ -105,7 +105,8 @@ class PretrainConfig:
             raise ConfigError(
                 "processes",
                 f"{self.processes} with micro_batch_size {self.micro_batch_size} do not divide batch_size "
-                f"{self.batch_size}; batch_size must be a multiple of {self.processes * self.micro_batch_size}",
+                f"{self.batch_size}; lower micro_batch_size, or make batch_size a multiple of "
+                f"{self.processes * self.micro_batch_size}",
             )
         if self.parallel == "fsdp2" and self.optimizer == "muon":
             raise ConfigError("parallel", "fsdp2 shards the matrices that muon needs whole; use ddp, or adamw")

@@ -254,8 +254,8 @@ def test_the_module_that_went_wrong_is_named(at: Path, kind: str) -> None:
     [
         ({"processes": 2}, "processes: 2 need parallel: ddp or fsdp2"),
         ({"parallel": "ddp", "processes": 0}, "processes: 0 is below 1"),
-        ({"parallel": "ddp", "processes": 3}, "batch_size must be a multiple of 6"),
-        ({"parallel": "ddp", "processes": 8}, "batch_size must be a multiple of 16"),
+        ({"parallel": "ddp", "processes": 3}, "make batch_size a multiple of 6"),
+        ({"parallel": "ddp", "processes": 8}, "lower micro_batch_size, or make batch_size a multiple of 16"),
         ({"parallel": "fsdp2", "processes": 2, "optimizer": "muon"}, "muon needs whole; use ddp, or adamw"),
     ],
 )

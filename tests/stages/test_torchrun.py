@@ -70,7 +70,7 @@ def test_a_death_takes_the_others_along(tmp_path: Path, monkeypatch: pytest.Monk
         assert (record.step, record.values) == (7, {"rank": 0})  # the first one's alone
         family = started(mine)
         family[1].kill()
-        with pytest.raises(WordmillError, match=r"process 1 was ended by SIGKILL.*the others were stopped; `dvc repro`"):
+        with pytest.raises(WordmillError, match=r"process 1 was ended by SIGKILL.*the others were stopped; `dvc"):
             list(records)
         assert all(gone(process) for process in family)
 

@@ -4,6 +4,7 @@ Apart from the loop, so that the detective of llm/nonfinite.py repeats a step by
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +19,13 @@ from llm.optim.guard import Guard
 
 @dataclass(frozen=True)
 class Batch:
-    """What step `step` trains on: inputs and targets (batch_size, T) int64, on the model's device."""
+    """What step `step` trains on: inputs and targets (rows, T) int64, on the model's device."""
 
     step: int
     inputs: Tensor
     targets: Tensor
     documents: Tensor | None = None  # (batch_size, T) int64: a position sees only those of equal number; None: all
+    first: int = 0  # row of the whole batch that this begins with, where several processes share one
 
 
 def backward(
@@ -34,23 +36,25 @@ def backward(
     seed: int,
     compute: Compute,
     guard: Guard,
+    around: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext(),
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of `batch` to the model's; its mean loss, and the last sequences' states (B, T, D).
 
     `hidden` is the model's, as it is or compiled. Gradients are those of the mean over the batch, whatever the size of
-    a micro-batch, times the guard's loss scale.
+    a micro-batch, times the guard's loss scale. `around` surrounds each of these, told whether it is the last.
     """
     loss = torch.zeros((), device=compute.device)
     batch_size = len(batch.inputs)
-    for index, start in enumerate(range(0, batch_size, micro_batch_size)):
+    for start in range(0, batch_size, micro_batch_size):
         rows = slice(start, start + micro_batch_size)
         x, y = batch.inputs[rows], batch.targets[rows]
         if model.config.dropout > 0:
-            torch.manual_seed(dropout_seed(seed, batch.step, index))
-        with compute.autocast():
-            states = hidden(x, documents=None if batch.documents is None else batch.documents[rows])
-            part = next_token_loss(states, model.head.weight, y) * (len(x) / batch_size)
-        guard.scaled(part).backward()
+            torch.manual_seed(dropout_seed(seed, batch.step, (batch.first + start) // micro_batch_size))
+        with around(start + micro_batch_size >= batch_size):
+            with compute.autocast():
+                states = hidden(x, documents=None if batch.documents is None else batch.documents[rows])
+                part = next_token_loss(states, model.head.weight, y) * (len(x) / batch_size)
+            guard.scaled(part).backward()
         loss += part.detach()
     return loss, states
 

@@ -256,7 +256,8 @@ def replay(folder: Path, device: str | None = None) -> Finding | None:
     model.to(compute.device).train()
     guard = Guard(compute.device, 0, compute.scales_loss)
     guard.state["scale"].fill_(content["loss_scale"])
-    batch = Batch(content["step"], **{name: ids.to(compute.device) for name, ids in tokens.items()})
+    here = {name: ids.to(compute.device) for name, ids in tokens.items()}
+    batch = Batch(content["step"], here["inputs"], here["targets"], here.get("documents"))
     return investigate(model, batch, _Saved(content["micro_batch_size"], content["seed"]), compute, guard)
 
 

@@ -11,12 +11,15 @@ with the name of the module that went wrong (llm/nonfinite.py), `skip` leaves ou
 What is logged, beyond loss, learning rate and speed, are the early signs of trouble: the gradient's norm before
 clipping, the parameters' norm, the size of an update relative to the weights (about 1e-3 is healthy), and the entropy
 of the predictions (ln V at the start; near 0 means collapse).
+
+Several processes that share each batch (llm/parallel.py) run this same loop side by side.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,6 +27,7 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from llm import checkpoint, nonfinite
 from llm.compute import Compute
@@ -34,6 +38,9 @@ from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 from llm.optim.optimizers import OPTIMIZERS, Settings
 from llm.optim.schedules import SCHEDULES
+from llm.parallel import Kind, Parallel, share, whole
+
+ALONE = Parallel()
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class PretrainConfig:
     sample_every: int  # steps
     checkpoint_every: int  # steps
     checkpoints_kept: int  # the newest, besides the best
+    parallel: Kind  # how several processes share a batch: llm/parallel.py
+    processes: int  # ddp, fsdp2: how many, on all machines together
 
     def __post_init__(self) -> None:
         if self.steps < 0 or (self.steps == 0 and not self.start_from):
@@ -88,6 +97,19 @@ class PretrainConfig:
                 raise ConfigError(name, f"{getattr(self, name)} is not in [0, 1)")
         if self.batch_size % self.micro_batch_size:
             raise ConfigError("micro_batch_size", f"{self.micro_batch_size} does not divide {self.batch_size}")
+        if self.processes < 1:
+            raise ConfigError("processes", f"{self.processes} is below 1")
+        if self.parallel == "none" and self.processes > 1:
+            raise ConfigError("processes", f"{self.processes} need parallel: ddp or fsdp2; with none there is 1")
+        if self.batch_size % (self.processes * self.micro_batch_size):
+            raise ConfigError(
+                "processes",
+                f"{self.processes} with micro_batch_size {self.micro_batch_size} do not divide batch_size "
+                f"{self.batch_size}; lower micro_batch_size, or make batch_size a multiple of "
+                f"{self.processes * self.micro_batch_size}",
+            )
+        if self.parallel == "fsdp2" and self.optimizer == "muon":
+            raise ConfigError("parallel", "fsdp2 shards the matrices that muon needs whole; use ddp, or adamw")
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
         if not 0 < self.decay_share <= 1:
@@ -129,13 +151,18 @@ def pretrain(
     sample: Callable[[Transformer], str],
     checkpoints: Path,
     stopping: Callable[[], bool] = lambda: False,
+    parallel: Parallel = ALONE,
 ) -> Iterator[Record]:
     """Train `model` in place, or go on from the newest checkpoint under `checkpoints`.
 
     Once `stopping` says so, the step at hand is finished, a checkpoint written, and the records end. `evaluate` and
     `sample` see the model in the middle of training and must not draw from torch's global generators.
+
+    Of several processes each calls it with its own share of the batches, and gets the same records. The first one alone
+    evaluates, samples, writes checkpoints, and is asked whether to stop.
     """
     model.to(compute.device).train()
+    hidden = parallel.hidden(model, compute)
     settings = Settings(
         lr=config.lr,
         muon_lr=config.muon_lr,
@@ -146,13 +173,14 @@ def pretrain(
     optimizer = OPTIMIZERS[config.optimizer](model, settings)
     guard = Guard(compute.device, config.max_skips if config.on_nonfinite == "skip" else 0, compute.scales_loss)
     start, records = restore(model, optimizer, checkpoints, guard.state)
+    parallel.require_same(start)
     yield from records
     if config.steps == 0:
-        yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in evaluate(model).items()})
+        figures = parallel.on_first(model, evaluate)
+        yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in figures.items()})
         return
-    hidden = compute.compiled(model.hidden)
     flops_per_step = 0
-    peak = compute.measure_peak()
+    peak = compute.measure_peak() * parallel.world
     watch = _Stopwatch()
     with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
         for step in range(start, config.steps):
@@ -166,22 +194,29 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, group["peak"])
 
-            batch = _batch(batches, step, config, compute)
-            loss, states = backward(model, hidden, batch, config.micro_batch_size, config.seed, compute, guard)
+            batch = _batch(batches, step, config, compute, parallel.rank)
+            loss, states = backward(
+                model, hidden, batch, config.micro_batch_size, config.seed, compute, guard, parallel.micro_batch
+            )
+            parallel.mean(loss)
             guard.unscale(model)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip))
             before = [w.detach().clone() for w in model.parameters()] if logging else []
             optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
-            flops_per_step = flops_per_token(model.config, model.vocab_size) * batch.inputs.numel()
+            tokens = batch.inputs.numel() * parallel.world
+            flops_per_step = flops_per_token(model.config, model.vocab_size) * tokens
 
             # Where looking means waiting for the device, look only when there is a reason to wait anyway.
             if logging or evaluating or sampling or regular or compute.device.type == "cpu":
                 frozen_at = guard.frozen_at()
                 if frozen_at is not None:
-                    batch = _batch(batches, frozen_at, config, compute)
-                    raise WordmillError(nonfinite.report(model, batch, config, compute, guard, checkpoints))
+                    bad = parallel.gathered_batch(_batch(batches, frozen_at, config, compute, parallel.rank))
+                    report = partial(
+                        nonfinite.report, batch=bad, settings=config, compute=compute, guard=guard, folder=checkpoints
+                    )
+                    raise WordmillError(parallel.on_first(model, report))
             if logging:
                 values = {
                     "loss": loss.item(),
@@ -190,8 +225,8 @@ def pretrain(
                     "param_norm": _norm(before),
                     "update_ratio": _norm([w - b for w, b in zip(model.parameters(), before, strict=True)])
                     / _norm(before),
-                    "logit_entropy": _entropy(model, states[0]),
-                    "tokens": float(done * batch.inputs.numel()),
+                    "logit_entropy": parallel.agree(_entropy(whole(model.head.weight), states[0]), parallel.world - 1),
+                    "tokens": float(done * tokens),
                     "flops": float(done * flops_per_step),
                     **guard.figures(),
                 }
@@ -200,7 +235,7 @@ def pretrain(
                 }  # a skipped step's are not
                 rate = watch.lap(done - step if done == 1 else config.log_every)
                 machine = {
-                    "tokens_per_second": rate * batch.inputs.numel(),
+                    "tokens_per_second": rate * tokens,
                     "fraction_of_peak": rate * flops_per_step / peak,
                     "memory_gb": _memory(compute) / 1e9,
                 }
@@ -208,17 +243,20 @@ def pretrain(
                 yield records[-1]
             if evaluating:
                 with watch.paused():
-                    records.append(Record(done, {f"val_{k}": v for k, v in evaluate(model).items()}))
+                    figures = parallel.on_first(model, evaluate)
+                    records.append(Record(done, {f"val_{k}": v for k, v in figures.items()}))
                     yield records[-1]
             if sampling:
                 with watch.paused():
-                    records.append(Record(done, text=sample(model)))
+                    records.append(Record(done, text=parallel.on_first(model, sample)))
                     yield records[-1]
             writer.check()
-            stop = stopping()
+            stop = bool(parallel.agree(stopping()))
             if regular or stop or (evaluating and best(records, "val_loss") == done):
                 with watch.paused():
-                    save(writer, done, saved_tensors(model, optimizer, guard.state), records, "val_loss")
+                    tensors = parallel.gathered(saved_tensors(model, optimizer, guard.state))
+                    if parallel.rank == 0:
+                        save(writer, done, tensors, records, "val_loss")
             if stop:
                 return
 
@@ -262,12 +300,13 @@ def restore(
     step, tensors, state = found
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight.copy_(tensors[f"model.{name}"])
+            weight.copy_(share(tensors[f"model.{name}"], weight))
     saved = optimizer.state_dict()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]  # as its state counts them
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            saved["state"].setdefault(int(index), {})[key] = tensor
+            saved["state"].setdefault(int(index), {})[key] = share(tensor, weights[int(index)])
     optimizer.load_state_dict(saved)
     for name, value in (guard or {}).items():
         value.copy_(tensors[f"guard.{name}"])
@@ -275,9 +314,12 @@ def restore(
     return step, [Record(**{**record, "resumed": True}) for record in state["records"]]
 
 
-def _batch(batches: BatchSource, step: int, config: PretrainConfig, compute: Compute) -> Batch:
-    arrays = [*batches.batch(step), *(batches.positions(step)[:1] if config.mask_documents else ())]
-    return Batch(step, *(torch.from_numpy(array).to(compute.device) for array in arrays))
+def _batch(batches: BatchSource, step: int, config: PretrainConfig, compute: Compute, rank: int) -> Batch:
+    x, y = (torch.from_numpy(array).to(compute.device) for array in batches.batch(step))
+    documents = None
+    if config.mask_documents:
+        documents = torch.from_numpy(batches.positions(step)[0]).to(compute.device)
+    return Batch(step, x, y, documents, first=rank * len(x))
 
 
 class _Stopwatch:
@@ -309,13 +351,13 @@ class _Pause:
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.detach()) for t in tensors])).item()
+    return torch.linalg.vector_norm(torch.stack([whole(torch.linalg.vector_norm(t.detach())) for t in tensors])).item()
 
 
 @torch.no_grad()
-def _entropy(model: Transformer, states: Tensor) -> float:
-    """Mean entropy in nats of the predictions from the states (T, D) of one sequence."""
-    logprobs = model.head(states.float()).log_softmax(dim=-1)
+def _entropy(head: Tensor, states: Tensor) -> float:
+    """Mean entropy in nats of the predictions from states (T, D) of one sequence under head weights (V, D)."""
+    logprobs = F.linear(states.float(), head).log_softmax(dim=-1)
     return -(logprobs.exp() * logprobs).sum(dim=-1).mean().item()
 
 

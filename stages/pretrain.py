@@ -4,9 +4,14 @@ Writes models/base/ (Hugging Face layout), reports/pretrain.json (the last figur
 (what was logged on the way, less what depends on the machine's speed, which goes to MLflow only).
 """
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
+from llm import checkpoint
 from llm.batches import Batches
 from llm.compute import Compute, ComputeConfig
 from llm.corpus.documents import sample
@@ -17,14 +22,18 @@ from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
 from llm.model.transformer import Transformer
+from llm.parallel import Parallel, check
 from llm.pretrain import PretrainConfig, Record, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
+from stages.params import build
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
+from stages.torchrun import Process, launched, nodes
 
 OUT = Path("models/base")
 TOKENIZER = Path("data/tokenizer")
+SHARDS = Path("data/shards/train")
 
 
 @dataclass(frozen=True)
@@ -37,17 +46,54 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.pretrain
     compute = Compute(params.compute)
+    several = config.parallel != "none"
+    check(config.parallel, config.processes // nodes(config.processes) if several else 1, compute)
     tokenizer = Tokenizer.load(TOKENIZER)
-    shards = ShardSet.open(Path("data/shards/train"), tokenizer.fingerprint)
+    shards = ShardSet.open(SHARDS, tokenizer.fingerprint)
     batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)
-    validation = sample(Path("data/corpus/val"), config.eval_documents)
     model = beginning(params, tokenizer)
     rows = parameters(params.model, tokenizer.vocab_size)
     chosen = " (auto)" if params.compute.device == "auto" else ""
-    print(f"{sum(rows.values()):,} parameters on {compute}{chosen}", flush=True)
+    shared = f", shared by {config.processes} processes: {config.parallel}" if several else ""
+    print(f"{sum(rows.values()):,} parameters on {compute}{chosen}{shared}", flush=True)
     print(parameter_table(params.model, tokenizer.vocab_size), flush=True)
     stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
     stage.tags({"device": str(compute)})
+    records: list[Record] = []
+    with stage.stopping() as stopping, Teller(stage, config.steps) as tell:
+        if several:
+            told = launched("stages.pretrain", asdict(params), config.processes, stage.scratch, stopping)
+        else:
+            told = trained(model, tokenizer, batches, params, compute, stage.scratch, stopping, Parallel())
+        for record in told:
+            records.append(record)
+            tell(record)
+    if several and config.steps:
+        take_weights(model, stage.scratch, config.steps)
+    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
+    write_curve(records, Path("reports/pretrain/curve.csv"))
+    extra = {
+        "parameters": sum(rows.values()),
+        "flops": flops_per_token(params.model, tokenizer.vocab_size) * config.steps * batches.tokens_per_batch,
+        "epochs": config.steps / batches.batches_per_epoch,
+    }
+    summary(records, Path("reports/pretrain.json"), extra)
+    stage.artifact(OUT / "config.json", "model")
+
+
+def trained(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    params: Params,
+    compute: Compute,
+    scratch: Path,
+    stopping: Callable[[], bool],
+    parallel: Parallel,
+) -> Iterator[Record]:
+    """The training loop, with validation and samples by this stage's corpus and tokenizer."""
+    config = params.pretrain
+    validation = sample(Path("data/corpus/val"), config.eval_documents)
 
     def evaluate(model: Transformer) -> dict[str, float]:
         scores = score_documents(model, tokenizer, validation, compute).summary(seed=0)
@@ -59,20 +105,43 @@ def run(params: Params, stage: Stage) -> None:
         (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
         return tokenizer.decode(ids)
 
-    records: list[Record] = []
-    with stage.stopping() as stopping, Teller(stage, config.steps) as tell:
-        for record in pretrain(model, batches, config, compute, evaluate, write, stage.scratch, stopping):
-            records.append(record)
-            tell(record)
-    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
-    write_curve(records, Path("reports/pretrain/curve.csv"))
-    extra = {
-        "parameters": sum(rows.values()),
-        "flops": flops_per_token(params.model, tokenizer.vocab_size) * config.steps * batches.tokens_per_batch,
-        "epochs": config.steps / batches.batches_per_epoch,
-    }
-    summary(records, Path("reports/pretrain.json"), extra)
-    stage.artifact(OUT / "config.json", "model")
+    return pretrain(model, batches, config, compute, evaluate, write, scratch, stopping, parallel)
+
+
+def one_of_several(process: Process) -> None:
+    """What each process does that torchrun started: the same training on its share of every batch."""
+    params = build(Params, process.params, "job.json")
+    config = params.pretrain
+    threads = max(1, params.compute.threads // process.on_this_machine)
+    compute = Compute(replace(params.compute, threads=threads))
+    check(config.parallel, process.on_this_machine, compute)
+    parallel = Parallel(config.parallel, compute.device.type)
+    tokenizer = Tokenizer.load(TOKENIZER)
+    shards = ShardSet.open(SHARDS, tokenizer.fingerprint)
+    batches = Batches(
+        shards,
+        params.model.block_size,
+        config.batch_size,
+        config.seed,
+        config.packing,
+        parallel.rank,
+        parallel.world,
+    )
+    model = beginning(params, tokenizer)
+    scratch = process.scratch
+    for record in trained(model, tokenizer, batches, params, compute, scratch, process.stopping, parallel):
+        process.tell(record)
+    parallel.close()
+
+
+def take_weights(model: Transformer, scratch: Path, steps: int) -> None:
+    """Into `model`, those of the checkpoint after the last step, which the processes wrote. Raises WordmillError."""
+    found = checkpoint.latest(scratch)
+    if found is None or found[0] != steps:
+        raise WordmillError(f"{scratch}: the checkpoint of the last step is damaged or gone; run `dvc repro` again")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(found[1][f"model.{name}"])
 
 
 def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
@@ -105,4 +174,7 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
 
 
 if __name__ == "__main__":
-    main("pretrain", Params, run)
+    if sys.argv[1:2] == ["process"]:
+        Process(Path(sys.argv[2])).run(one_of_several)
+    else:
+        main("pretrain", Params, run)

@@ -61,7 +61,7 @@ class Stage:
 def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
     """Run one stage; never returns. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
     _signals.install()
-    _die_with_parent()
+    die_with_parent(signal.SIGTERM, os.getppid())
     last_lines.keep()
     try:
         _run(name, params_type, run)
@@ -153,11 +153,11 @@ def _declared(name: str) -> tuple[list[str], list[str], list[str]]:
     return paths("deps"), paths("outs", "plots"), paths("metrics")
 
 
-def _die_with_parent() -> None:
+def die_with_parent(signum: signal.Signals, parent: int) -> None:
+    """Ask the kernel for a signal when `parent`, the process that started this one, ends. On Linux only."""
     if sys.platform == "linux":
-        parent = os.getppid()
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signum)
         if os.getppid() != parent:  # it died before the kernel was asked
             sys.exit(143)
 

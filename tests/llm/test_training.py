@@ -51,6 +51,8 @@ PRETRAIN = PretrainConfig(
     sample_every=6,
     checkpoint_every=3,
     checkpoints_kept=2,
+    parallel="none",
+    processes=1,
 )
 DPO = DPOConfig(
     scope="answers",

@@ -19,9 +19,15 @@ from llm.pretrain import Record  # isort: skip
 
 SPLIT = {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.9, "bits_per_byte_low": 0.8, "bits_per_byte_high": 1.0}
 MODEL: dict[str, Any] = {
+    "train": SPLIT,
     "val": SPLIT,
     "test": SPLIT,
-    "preferences": {"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7, "margin": 0.1, "pairs": 20.0},
+    "gap": {"bits_per_byte": 0.0123, "bits_per_byte_low": -0.01, "bits_per_byte_high": 0.03},
+    "calibration": {"expected_calibration_error": 0.0345, "overconfidence": 0.02},
+    "preferences": {
+        **{"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7},
+        **{"margin": 0.1, "margin_low": -0.25, "margin_high": 0.35, "pairs": 20.0},
+    },
     "stories": {
         "sensible": 0.25,
         "sensible_low": 0.2,
@@ -40,7 +46,28 @@ EXPORT = {
     },
 }
 FLOOR = {"bits_per_byte": 0.6, "bits_per_byte_low": 0.59, "bits_per_byte_high": 0.61}
-EVALUATE = {"base": MODEL, "dpo": MODEL, "source": {"val": FLOOR, "test": FLOOR}}
+NAMES = ("bits_per_byte", "accuracy", "margin")
+CHANGE = {f"{name}{end}": value for name in NAMES for end, value in (("", 0.0678), ("_low", -0.05), ("_high", 0.09))}
+SERIES = {
+    "calibration": [
+        {"from": low / 3, "to": (low + 1) / 3, "tokens": 40.0, "confidence": 0.3, "accuracy": 0.2} for low in range(3)
+    ],
+    "loss_by_position": [
+        {
+            "from": 2.0**n,
+            "to": 2.0**n * 2 - 1,
+            "tokens": 9.0,
+            "loss": 3.0 - n,
+            "loss_low": 2.9 - n,
+            "loss_high": 3.1 - n,
+        }
+        for n in range(3)
+    ],
+}
+EVALUATE = {
+    **{"base": MODEL, "dpo": MODEL, "source": {"train": FLOOR, "val": FLOOR, "test": FLOOR}},
+    **{"change": CHANGE, "series": {"base": SERIES, "dpo": SERIES}},
+}
 LENGTHS = {"vocabulary": [256, 9, 4] + [1] * 20, "text": [5, 70, 30] + [0] * 20}
 NASTY = "<script>alert(1)</script> *stars* {{ braces }} & «ünï»\n\nsecond part"
 
@@ -49,7 +76,7 @@ def without_stories() -> dict[str, Any]:
     plain = copy.deepcopy(EVALUATE)
     del plain["source"]
     for name in ("base", "dpo"):
-        plain[name] = {key: plain[name][key] for key in ("val", "test", "preferences")}
+        plain[name] = {key: plain[name][key] for key in plain[name] if key not in ("stories", "excess_over_entropy")}
     return plain
 
 
@@ -146,7 +173,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
         "pretrain": {"parameters": 28_512, "tokens": 20_480.0, "loss": 0.00012345},
         "preferences": {"train": 50, "kinds": {"wish": 3}},
         "dpo": {"train_pairs": 50, "loss": 0.69},
-        "evaluate": evaluate,
+        "evaluate": {key: evaluate[key] for key in evaluate if key != "series"},
         "samples": {
             "sampling": {"temperature": 0.8, "top_k": 0, "top_p": 1.0},
             "samples": [{"prompt": NASTY, "base": NASTY, "dpo": NASTY}],
@@ -176,6 +203,10 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "28,512",
         "1,357,824",
         "+0.223 %",
+        "+0.0123 -0.0100 – +0.0300",
+        "3.45 %",
+        "0.10 -0.25 – 0.35",
+        "+6.8 points of preference accuracy (-5.0 to +9.0)",
         " something, </table>",
         " axle",
     ):
@@ -199,7 +230,7 @@ def test_the_stage_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytest.
     for name in ("pretrain", "dpo"):
         Path("reports", name).mkdir(parents=True)
         (tmp_path / f"{name}.csv").rename(Path("reports", name, "curve.csv"))
-    for name, content in (metrics(EVALUATE) | {"corpus": MANIFEST}).items():
+    for name, content in (metrics(EVALUATE) | {"corpus": MANIFEST, "evaluate": EVALUATE}).items():
         report.SOURCES[name].parent.mkdir(parents=True, exist_ok=True)
         report.SOURCES[name].write_text(json.dumps(content))
 

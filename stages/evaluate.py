@@ -1,10 +1,10 @@
 """Stage `evaluate`: how good base and DPO model are, each figure with its interval and, where it is known, its limit.
 
 Writes reports/evaluate/figures.json: loss, perplexity and bits per byte on train, val and test, and the gap between the
-first two; the corpus's own entropy on the same documents (embedded stories only); calibration; preference accuracy and
-margin on held-out pairs; the judge's share of sensible stories and of each fault (embedded stories only); what DPO
-changed of these, measured on the same documents and pairs. The main figures are metrics, in base.json and dpo.json
-beside it.
+first two; the corpus's own entropy on the same documents (embedded stories only); how much of val and test stands in
+the training text; calibration; preference accuracy and margin on held-out pairs; the judge's share of sensible stories
+and of each fault (embedded stories only); what DPO changed, measured on the same documents and pairs. The main figures
+are metrics, in base.json and dpo.json beside it.
 """
 
 import math
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from llm.compute import Compute, ComputeConfig
-from llm.corpus.documents import manifest, sample
+from llm.contamination import contamination
+from llm.corpus.documents import documents, manifest, sample
 from llm.corpus.stories import bits, judge
 from llm.errors import WordmillError
 from llm.evaluate import EvaluateConfig, Scores, score_tokens
@@ -72,6 +73,9 @@ def run(params: Params, stage: Stage) -> None:
             results[name]["stories"] = stories(model, tokenizer, texts["test"], config, compute)
     tests = scores["base"]["test"], scores["dpo"]["test"]
     results["change"] = change(*tests, margins["base"], margins["dpo"], config.seed)
+    held_out = {split: texts[split] for split in ("val", "test")}
+    overlap = contamination(held_out, documents(CORPUS / "train"), config.ngrams)
+    results["contamination"] = {split: {f"{n}_words": of_n for n, of_n in overlap[split].items()} for split in overlap}
     if is_stories:
         results["source"] = {split: entropy(scores["base"][split], exact[split], config.seed) for split in texts}
         floor = results["source"]["test"]["bits_per_byte"]

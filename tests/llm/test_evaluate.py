@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llm.compute import Compute
 from llm.errors import ConfigError
-from llm.evaluate import Scores, bracketed, score_documents, score_tokens, windows
+from llm.evaluate import EvaluateConfig, Scores, bracketed, score_documents, score_tokens, windows
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
@@ -111,6 +112,21 @@ def test_every_token_is_scored_once_with_as_much_context_as_fits(length: int, bl
 def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="stride: 9 is longer than the context of 8 tokens"):
         windows(np.arange(30), 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stride": -1}, "stride: -1 is negative; 0 means half the context"),
+        ({"documents": -1}, "documents: -1 is negative; 0 means all"),
+        ({"ngrams": (8, 0)}, r"ngrams: \[8, 0\]: numbers of words, each once and 1 or more"),
+        ({"ngrams": (8, 8)}, r"ngrams: \[8, 8\]: "),
+    ],
+)
+def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
+    fine = EvaluateConfig(documents=0, stride=0, ngrams=(), pairs=0, stories=0, temperature=0.0, seed=1)
+    with pytest.raises(ConfigError, match=message):
+        replace(fine, **change)
 
 
 @pytest.mark.parametrize("texts", [TEXTS, [LONG]], ids=["documents", "one long document"])

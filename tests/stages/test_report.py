@@ -64,9 +64,19 @@ SERIES = {
         for n in range(3)
     ],
 }
+OVERLAP = {
+    "8_words": {
+        "documents": 5.0,
+        "ngrams": 4321.0,
+        "documents_hit": 0.8,
+        "documents_mostly": 0.2,
+        "ngrams_hit": 0.5678,
+    },
+    "99_words": {"documents": 0.0, "ngrams": 0.0},
+}
 EVALUATE = {
     **{"base": MODEL, "dpo": MODEL, "source": {"train": FLOOR, "val": FLOOR, "test": FLOOR}},
-    **{"change": CHANGE, "series": {"base": SERIES, "dpo": SERIES}},
+    **{"change": CHANGE, "contamination": {"val": OVERLAP, "test": OVERLAP}, "series": {"base": SERIES, "dpo": SERIES}},
 }
 LENGTHS = {"vocabulary": [256, 9, 4] + [1] * 20, "text": [5, 70, 30] + [0] * 20}
 NASTY = "<script>alert(1)</script> *stars* {{ braces }} & «ünï»\n\nsecond part"
@@ -205,6 +215,8 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "+0.223 %",
         "+0.0123 -0.0100 – +0.0300",
         "3.45 %",
+        "4,321",
+        "56.78 %",
         "0.10 -0.25 – 0.35",
         "+6.8 points of preference accuracy (-5.0 to +9.0)",
         " something, </table>",

@@ -30,6 +30,7 @@ class EvaluateConfig:
     documents: int  # of val and of test each, evenly spaced; 0 = all; of train, as many as of val
     stride: int  # tokens by which windows advance over documents longer than the context; 0 = half the context
     ngrams: tuple[int, ...]  # words in a row that are looked for in the training text; none: no such check
+    minimal_pairs: tuple[str, ...]  # paths and globs of files in BLiMP's format (`llm.minimal_pairs`)
     pairs: int  # held-out preference pairs; 0 = all
     stories: int  # stories to write and judge, each for base and DPO; only for the embedded corpus
     temperature: float  # of those stories

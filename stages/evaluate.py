@@ -2,12 +2,13 @@
 
 Writes reports/evaluate/figures.json: loss, perplexity and bits per byte on train, val and test, and the gap between the
 first two; the corpus's own entropy on the same documents (embedded stories only); how much of val and test stands in
-the training text; calibration; preference accuracy and margin on held-out pairs; the judge's share of sensible stories
-and of each fault (embedded stories only); what DPO changed, measured on the same documents and pairs. The main figures
-are metrics, in base.json and dpo.json beside it.
+the training text; calibration; preference accuracy and margin on held-out pairs; accuracy on minimal pairs (where files
+of them are given); the judge's share of sensible stories and of each fault (embedded stories only); what DPO changed,
+measured on the same documents and pairs. The main figures are metrics, in base.json and dpo.json beside it.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from llm.errors import WordmillError
 from llm.evaluate import EvaluateConfig, Scores, score_tokens
 from llm.generate import Sampling, generate
 from llm.intervals import difference_interval, interval, mean_interval, share_interval
+from llm.minimal_pairs import MinimalPair, pair_margins, paradigm_accuracies, read_minimal_pairs
 from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.pair_scoring import encode_pairs
@@ -34,6 +36,7 @@ from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
 REPORTS = Path("reports/evaluate")
+UNFIT = re.compile(r"[^\w\-./ :]")  # MLflow's names of figures take no others, and a paradigm may be called anything
 MODELS = {"base": Path("models/base"), "dpo": Path("models/dpo")}
 
 
@@ -55,6 +58,7 @@ def run(params: Params, stage: Stage) -> None:
     texts = {split: sample(CORPUS / split, config.documents) for split in ("val", "test")}
     texts["train"] = sample(CORPUS / "train", len(texts["val"]))
     exact = {split: np.array([bits(text) for text in texts[split]]) for split in texts if is_stories}
+    grammar = read_minimal_pairs(config.minimal_pairs, stage.scratch)
 
     results: dict[str, Any] = {"series": {}}
     scores: dict[str, dict[str, Scores]] = {}
@@ -69,6 +73,8 @@ def run(params: Params, stage: Stage) -> None:
         positions = loss_by_position(tokens["test"], context, config.seed)
         results["series"][name] = {"calibration": bins, "loss_by_position": positions}
         results[name]["preferences"] = preferences(margins[name], config.seed)
+        if grammar:
+            results[name] |= minimal_pairs(model, tokenizer, grammar, compute)
         if is_stories:
             results[name]["stories"] = stories(model, tokenizer, texts["test"], config, compute)
     tests = scores["base"]["test"], scores["dpo"]["test"]
@@ -84,7 +90,7 @@ def run(params: Params, stage: Stage) -> None:
     write_json(results, REPORTS / "figures.json")
     for name in models:
         write_json(headlines(results[name]), REPORTS / f"{name}.json")
-    stage.metrics(numbers(results))
+    stage.metrics({UNFIT.sub("_", name): value for name, value in numbers(results).items()})
     stage.artifact(REPORTS / "figures.json")
     for line in table(results):
         print(line, flush=True)
@@ -126,6 +132,14 @@ def preferences(margins: np.ndarray, seed: int) -> dict[str, float]:
         "margin_high": margin_high,
         "pairs": float(len(margins)),
     }
+
+
+def minimal_pairs(
+    model: Transformer, tokenizer: Tokenizer, pairs: list[MinimalPair], compute: Compute
+) -> dict[str, Any]:
+    """How often the model finds the good sentence likelier, over all pairs and by paradigm."""
+    accuracies = paradigm_accuracies(pairs, pair_margins(model, tokenizer, pairs, compute))
+    return {"minimal_pairs": accuracies.pop(""), "paradigms": accuracies}
 
 
 def change(base: Scores, dpo: Scores, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, float]:

@@ -124,7 +124,8 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(change: dict[str, Any], message: str) -> None:
-    fine = EvaluateConfig(documents=0, stride=0, ngrams=(), pairs=0, stories=0, temperature=0.0, seed=1)
+    counts = dict.fromkeys(("documents", "stride", "pairs", "stories"), 0)
+    fine = EvaluateConfig(**counts, ngrams=(), minimal_pairs=(), temperature=0.0, seed=1)
     with pytest.raises(ConfigError, match=message):
         replace(fine, **change)
 

@@ -28,6 +28,8 @@ MODEL: dict[str, Any] = {
         **{"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7},
         **{"margin": 0.1, "margin_low": -0.25, "margin_high": 0.35, "pairs": 20.0},
     },
+    "minimal_pairs": {"pairs": 77.0, "accuracy": 0.51, "accuracy_low": 0.4, "accuracy_high": 0.62},
+    "paradigms": {"wh_<i>sland</i>": {"pairs": 76.0, "accuracy": 0.52, "accuracy_low": 0.41, "accuracy_high": 0.63}},
     "stories": {
         "sensible": 0.25,
         "sensible_low": 0.2,
@@ -82,11 +84,14 @@ LENGTHS = {"vocabulary": [256, 9, 4] + [1] * 20, "text": [5, 70, 30] + [0] * 20}
 NASTY = "<script>alert(1)</script> *stars* {{ braces }} & «ünï»\n\nsecond part"
 
 
+FOR_SOME = ("stories", "excess_over_entropy", "minimal_pairs", "paradigms")  # figures that not every run has
+
+
 def without_stories() -> dict[str, Any]:
     plain = copy.deepcopy(EVALUATE)
     del plain["source"]
     for name in ("base", "dpo"):
-        plain[name] = {key: plain[name][key] for key in plain[name] if key not in ("stories", "excess_over_entropy")}
+        plain[name] = {key: plain[name][key] for key in plain[name] if key not in FOR_SOME}
     return plain
 
 
@@ -224,6 +229,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
     ):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)
+    assert ("wh_<i>sland</i>" in page.shown) == ("52.0 % 41.0 – 63.0" in page.shown) == ("source" in evaluate)
     assert ("<b>wish</b>" in page.shown) == ("source" in evaluate)
 
 

@@ -1,10 +1,11 @@
 """Perplexity and bits per byte of documents, with intervals.
 
 Convention: a document is scored as the model saw it in training, after an end-of-text token and up to and including
-the one that closes it, so the sum is the whole code length of the text. Every token is scored once. A document longer
-than the context is read in windows that advance by half a context and score only their second half, so each token has
-at least half a context before it. Bits per byte divide that sum by the document's UTF-8 bytes and do not depend on
-the tokenizer; perplexity is per token and does.
+the one that closes it, so the sum is the whole code length of the text. Every token is scored once, and so every byte
+counts once. A document longer than the context is read in windows: the first one scores all that it holds, each later
+one advances by `stride` tokens and scores only those, after as much context as fits. A shorter stride gives tokens
+more context and takes more passes. Bits per byte divide the sum by the bytes that the tokens stand for, which are the
+document's UTF-8 bytes however it is cut; perplexity is per token and depends on the tokenizer.
 
 Intervals are 95 % bootstrap intervals over documents (for a single long text: over its windows).
 """
@@ -16,8 +17,9 @@ import numpy as np
 
 from llm.compute import Compute
 from llm.errors import ConfigError
+from llm.intervals import interval
 from llm.model.transformer import Transformer
-from llm.scoring import Segment, score
+from llm.scoring import Predictions, Segment, predictions
 from llm.tokenizer.tokenizer import Tokenizer
 
 
@@ -25,18 +27,26 @@ from llm.tokenizer.tokenizer import Tokenizer
 class EvaluateConfig:
     """Raises ConfigError."""
 
-    documents: int  # of each split, evenly spaced; 0 = all
+    documents: int  # of val and of test each, evenly spaced; 0 = all; of train, as many as of val
+    stride: int  # tokens by which windows advance over documents longer than the context; 0 = half the context
+    ngrams: tuple[int, ...]  # words in a row that are looked for in the training text; none: no such check
+    minimal_pairs: tuple[str, ...]  # paths and globs of files in BLiMP's format (`llm.minimal_pairs`)
     pairs: int  # held-out preference pairs; 0 = all
     stories: int  # stories to write and judge, each for base and DPO; only for the embedded corpus
     temperature: float  # of those stories
     seed: int  # of those stories and of the bootstrap
 
     def __post_init__(self) -> None:
-        for name in ("documents", "pairs", "stories"):
+        for name in ("documents", "stride", "pairs", "stories"):
             if getattr(self, name) < 0:
-                raise ConfigError(name, f"{getattr(self, name)} is negative; 0 means all")
+                raise ConfigError(name, f"{getattr(self, name)} is negative; 0 means {NOUGHT.get(name, 'all')}")
+        if any(n < 1 for n in self.ngrams) or len(set(self.ngrams)) < len(self.ngrams):
+            raise ConfigError("ngrams", f"{list(self.ngrams)}: numbers of words, each once and 1 or more")
         if self.temperature < 0:
             raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")
+
+
+NOUGHT = {"stride": "half the context"}
 
 
 @dataclass(frozen=True)
@@ -62,24 +72,54 @@ class Scores:
         }
 
 
-def score_documents(model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], compute: Compute) -> Scores:
-    """Code lengths of whole documents. The model is set to evaluation and back."""
+@dataclass(frozen=True)
+class ScoredTokens:
+    """Every token of a set of texts, text after text; arrays of one length (N,)."""
+
+    predictions: Predictions
+    position: np.ndarray  # tokens of context before it, 1 to block_size
+    bytes: np.ndarray  # of text that it stands for; none for end-of-text
+    row: np.ndarray  # its document's number, or, of a single document, its window's
+    rows: int
+
+    def by_row(self, values: np.ndarray, groups: np.ndarray | None = None, count: int = 1) -> np.ndarray:
+        """Sums of `values` (N,) by row, and by `groups` (N,) in [0, count) if given: (rows, count)."""
+        places = self.row * count + (0 if groups is None else groups)
+        return np.bincount(places, values, self.rows * count).reshape(self.rows, count)
+
+    def scores(self) -> Scores:
+        columns = (-self.predictions.logprobs, np.ones(len(self.row)), self.bytes)
+        return Scores(*(self.by_row(column)[:, 0] for column in columns))
+
+
+def score_documents(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], compute: Compute, stride: int = 0
+) -> Scores:
+    """Code lengths of whole documents. The model is set to evaluation and back. Raises ConfigError."""
+    return score_tokens(model, tokenizer, texts, compute, stride).scores()
+
+
+def score_tokens(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], compute: Compute, stride: int = 0
+) -> ScoredTokens:
+    """What the model says of each token of whole documents. Raises ConfigError for a stride that leaves tokens out."""
     segments: list[Segment] = []
     owner: list[int] = []
     for number, text in enumerate(texts):
-        cut = windows(bracketed(tokenizer, text), model.config.block_size)
+        cut = windows(bracketed(tokenizer, text), model.config.block_size, stride)
         segments += cut
         owner += [number] * len(cut)
     training = model.training
     model.eval()
-    nats = -score(model, segments, compute)
+    found = predictions(model, segments, compute)
     model.train(training)
-    tokens = np.array([len(s.tokens) - s.first for s in segments], dtype=np.float64)
-    byte_counts = np.array([len(text.encode()) for text in texts], dtype=np.float64)
-    if len(texts) == 1:
-        return Scores(nats, tokens, byte_counts[0] * tokens / tokens.sum())
-    by_document = [np.bincount(owner, of_segment, len(texts)) for of_segment in (nats, tokens)]
-    return Scores(by_document[0], by_document[1], byte_counts)
+    tokens = np.concatenate([segment.tokens[segment.first :] for segment in segments])
+    position = np.concatenate([np.arange(segment.first, len(segment.tokens)) for segment in segments])
+    rows = np.arange(len(segments)) if len(texts) == 1 else np.array(owner)
+    row = np.repeat(rows, [len(segment.tokens) - segment.first for segment in segments])
+    lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    lengths[: len(tokenizer.tokens)] = [len(token) for token in tokenizer.tokens]
+    return ScoredTokens(found, position, lengths[tokens], row, int(rows[-1]) + 1)
 
 
 def bracketed(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -87,10 +127,15 @@ def bracketed(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.array([tokenizer.end_of_text, *tokenizer.encode(text), tokenizer.end_of_text], dtype=np.int64)
 
 
-def windows(tokens: np.ndarray, block_size: int) -> list[Segment]:
-    """Segments of at most block_size + 1 tokens that together score tokens[1:] once each."""
+def windows(tokens: np.ndarray, block_size: int, stride: int = 0) -> list[Segment]:
+    """Segments of at most block_size + 1 tokens that together score tokens[1:] once each.
+
+    `stride` tokens at a time once the context is full; 0 is half of it. Raises ConfigError.
+    """
+    if stride > block_size:
+        raise ConfigError("stride", f"{stride} is longer than the context of {block_size} tokens")
+    stride = stride or max(1, block_size // 2)
     segments = [Segment(tokens[: block_size + 1], 1)]
-    stride = max(1, block_size // 2)
     scored = block_size + 1
     while scored < len(tokens):
         end = min(scored + stride, len(tokens))
@@ -98,23 +143,3 @@ def windows(tokens: np.ndarray, block_size: int) -> list[Segment]:
         segments.append(Segment(tokens[begin:end], scored - begin))
         scored = end
     return segments
-
-
-def interval(amounts: np.ndarray, weights: np.ndarray, seed: int, draws: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap interval of sum(amounts) / sum(weights), rows drawn with replacement."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    ratios = []
-    for _ in range(draws):
-        rows = generator.integers(0, len(amounts), len(amounts))
-        ratios.append(amounts[rows].sum() / weights[rows].sum())
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def share_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % Wilson interval of a share (Wilson 1927), sound near 0 and 1 where the normal one is not."""
-    z = 1.959964
-    p, n = successes / trials, trials
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))

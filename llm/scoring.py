@@ -1,7 +1,8 @@
 """Log-probabilities of given tokens: what evaluation, DPO and its reference all compute, written once.
 
 Blocks run in the compute's format; the head and the softmax run in fp32, and only at the positions that are asked
-for, since a rounded logit costs a sum of log-probabilities its second decimal.
+for, since a rounded logit costs a sum of log-probabilities its second decimal. Without gradients they run for `CHUNK`
+positions at a time, so that no more logits than that are ever held.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from torch.nn import functional as F
 from llm.compute import Compute
 from llm.model.transformer import Transformer
 
+CHUNK = 512  # positions whose logits are held at a time, without gradients
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -24,8 +27,54 @@ class Segment:
     first: int
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of scored tokens, one entry each, segment after segment."""
+
+    logprobs: np.ndarray  # float64, nats, of the token that came
+    confidence: np.ndarray  # float64, the probability of the likeliest token
+    correct: np.ndarray  # bool: the token that came was the likeliest
+
+
 def logprobs(model: Transformer, segments: Sequence[Segment], compute: Compute) -> Tensor:
     """Sum of log-probabilities in nats of each segment's scored tokens, (len(segments),), differentiable."""
+    states, targets, rows = _states(model, segments, compute)
+    each = -F.cross_entropy(model.head(states), targets, reduction="none")
+    return torch.zeros(len(segments), device=compute.device).index_add(0, rows, each)
+
+
+def score(model: Transformer, segments: Sequence[Segment], compute: Compute, tokens_at_once: int = 8192) -> np.ndarray:
+    """Sum of log-probabilities in nats of any number of segments, without gradients; float64, in the order given."""
+    each = predictions(model, segments, compute, tokens_at_once).logprobs
+    starts = np.cumsum([0, *(len(segment.tokens) - segment.first for segment in segments[:-1])])
+    return np.add.reduceat(each, starts) if len(segments) else np.zeros(0)
+
+
+@torch.no_grad()
+def predictions(
+    model: Transformer, segments: Sequence[Segment], compute: Compute, tokens_at_once: int = 8192
+) -> Predictions:
+    """The predictions of any number of segments' scored tokens, read in batches of like lengths."""
+    counts = [len(segment.tokens) - segment.first for segment in segments]
+    starts = np.cumsum([0, *counts])
+    found = np.zeros((3, starts[-1]))
+    order = sorted(range(len(segments)), key=lambda i: (len(segments[i].tokens), i))
+    begin = 0
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and (end + 1 - begin) * len(segments[order[end]].tokens) <= tokens_at_once:
+            end += 1
+        batch = order[begin:end]
+        states, targets, _ = _states(model, [segments[i] for i in batch], compute)
+        parts = [_predict(model, *pair) for pair in zip(states.split(CHUNK), targets.split(CHUNK), strict=True)]
+        places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in batch])
+        found[:, places] = torch.cat(parts, dim=1).double().cpu().numpy()
+        begin = end
+    return Predictions(found[0], found[1], found[2] > 0)
+
+
+def _states(model: Transformer, segments: Sequence[Segment], compute: Compute) -> tuple[Tensor, Tensor, Tensor]:
+    """Of all scored tokens: the states (N, D) in fp32 that predict them, the tokens (N,), and their segments (N,)."""
     longest = max(len(s.tokens) for s in segments)
     ids = np.zeros((len(segments), longest), dtype=np.int64)  # causal: padding on the right is never looked at
     scored = np.zeros((len(segments), longest), dtype=bool)
@@ -36,23 +85,12 @@ def logprobs(model: Transformer, segments: Sequence[Segment], compute: Compute) 
     mask = torch.from_numpy(scored[:, 1:]).to(compute.device)
     with compute.autocast():
         states = model.hidden(tokens[:, :-1])
-    logits = model.head(states[mask].float())  # (scored tokens, V)
-    each = -F.cross_entropy(logits, tokens[:, 1:][mask], reduction="none")
-    rows = mask.nonzero()[:, 0]
-    return torch.zeros(len(segments), device=compute.device).index_add(0, rows, each)
+    return states[mask].float(), tokens[:, 1:][mask], mask.nonzero()[:, 0]
 
 
-@torch.no_grad()
-def score(model: Transformer, segments: Sequence[Segment], compute: Compute, tokens_at_once: int = 8192) -> np.ndarray:
-    """`logprobs` of any number of segments, in batches of like lengths; float64, in the order given."""
-    order = sorted(range(len(segments)), key=lambda i: (len(segments[i].tokens), i))
-    result = np.zeros(len(segments))
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * len(segments[order[end]].tokens) <= tokens_at_once:
-            end += 1
-        batch = order[start:end]
-        result[batch] = logprobs(model, [segments[i] for i in batch], compute).double().cpu().numpy()
-        start = end
-    return result
+def _predict(model: Transformer, states: Tensor, targets: Tensor) -> Tensor:
+    """Log-probability, confidence and correctness (3, N) of targets (N,) under states (N, D)."""
+    logits = model.head(states)  # (N, V)
+    normaliser, highest = logits.logsumexp(dim=-1), logits.amax(dim=-1)
+    target = logits.gather(1, targets[:, None])[:, 0]
+    return torch.stack([target - normaliser, (highest - normaliser).exp(), (target == highest).float()])

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 BASE, DPO, LIMIT, VALIDATION = "#2f6db3", "#d9772b", "#5f6b76", "#b3362f"
+MODELS = (("base", "base", BASE), ("dpo", "DPO", DPO))  # in the figures, on the page, and drawn
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "wordmill",
     "svg.fonttype": "none",
@@ -144,7 +145,7 @@ def before_and_after(figures: Figures) -> Figure:
     measures = [measure for measure in measures if measure[0] in figures.evaluate["base"]]
     figure, panels = _panels(len(measures), columns=len(measures))
     for axes, (group, name, title) in zip(panels, measures, strict=True):
-        for place, (model, colour) in enumerate([("base", BASE), ("dpo", DPO)]):
+        for place, (model, _, colour) in enumerate(MODELS):
             value, low, high = (figures.evaluate[model][group][f"{name}{end}"] for end in ("", "_low", "_high"))
             axes.bar(place, value, 0.6, color=colour)
             axes.errorbar(place, value, [[value - low], [high - value]], color="black", capsize=5)
@@ -153,6 +154,45 @@ def before_and_after(figures: Figures) -> Figure:
         axes.set_yticks(np.linspace(0, 1, 6))
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
         axes.grid(visible=False, axis="x")
+    return figure
+
+
+def loss_by_position(figures: Figures) -> Figure:
+    """Test loss against the tokens that came before, with 95 % intervals."""
+    figure, (axes,) = _panels(1)
+    for model, label, colour in MODELS:
+        rows = figures.evaluate["series"][model]["loss_by_position"]
+        middle = [(row["from"] * row["to"]) ** 0.5 for row in rows]
+        axes.plot(middle, [row["loss"] for row in rows], color=colour, label=label, marker="o", markersize=3.5)
+        low, high = ([row[f"loss_{end}"] for row in rows] for end in ("low", "high"))
+        axes.fill_between(middle, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel="tokens before the one predicted", ylabel="nats per token", title="Test loss by position")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    return figure
+
+
+def calibration(figures: Figures) -> Figure:
+    """How often the likeliest token came, against how likely the model held it, and how many tokens that speaks for."""
+    figure, (accuracy, amounts) = _panels(2, columns=2)
+    accuracy.plot([0, 1], [0, 1], color=LIMIT, linestyle="--", linewidth=1, label="as sure as right")
+    for model, label, colour in MODELS:
+        rows = figures.evaluate["series"][model]["calibration"]
+        error = figures.evaluate[model]["calibration"]["expected_calibration_error"]
+        sure, right = [row["confidence"] for row in rows], [row["accuracy"] for row in rows]
+        accuracy.plot(
+            sure, right, color=colour, marker="o", markersize=3.5, label=f"{label}, error {100 * error:.2f} %"
+        )
+        middle, width = [(row["from"] + row["to"]) / 2 for row in rows], rows[0]["to"] - rows[0]["from"]
+        shares = np.array([row["tokens"] for row in rows])
+        amounts.step(middle, shares / shares.sum(), where="mid", color=colour, label=label)
+    accuracy.set(xlabel="confidence", title="Accuracy by confidence", xlim=(0, 1), ylim=(0, 1.02))
+    accuracy.legend()
+    amounts.set(xlabel=f"confidence, in bins of 1/{round(1 / width)}", title="Share of test tokens", xlim=(0, 1))
+    amounts.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+    amounts.legend()
     return figure
 
 
@@ -183,6 +223,8 @@ CHARTS: dict[str, Callable[[Figures], Figure]] = {
     "diagnostics": diagnostics,
     "dpo": dpo_curves,
     "before_and_after": before_and_after,
+    "loss_by_position": loss_by_position,
+    "calibration": calibration,
     "tokens_by_length": tokens_by_length,
 }
 

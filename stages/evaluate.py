@@ -1,11 +1,14 @@
 """Stage `evaluate`: how good base and DPO model are, each figure with its interval and, where it is known, its limit.
 
-Writes reports/evaluate/figures.json: loss, perplexity and bits per byte on val and test; the corpus's own entropy on
-the same documents (embedded stories only); preference accuracy on held-out pairs; the judge's share of sensible stories
-and of each fault (embedded stories only). The main figures are metrics, in base.json and dpo.json beside it.
+Writes reports/evaluate/figures.json: loss, perplexity and bits per byte on train, val and test, and the gap between the
+first two; the corpus's own entropy on the same documents (embedded stories only); how much of val and test stands in
+the training text; calibration; preference accuracy and margin on held-out pairs; accuracy on minimal pairs (where files
+of them are given); the judge's share of sensible stories and of each fault (embedded stories only); what DPO changed,
+measured on the same documents and pairs. The main figures are metrics, in base.json and dpo.json beside it.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +16,27 @@ from typing import Any
 import numpy as np
 
 from llm.compute import Compute, ComputeConfig
-from llm.corpus.documents import manifest, sample
+from llm.contamination import contamination
+from llm.corpus.documents import documents, manifest, sample
 from llm.corpus.stories import bits, judge
-from llm.evaluate import EvaluateConfig, interval, score_documents, share_interval
+from llm.errors import WordmillError
+from llm.evaluate import EvaluateConfig, Scores, score_tokens
 from llm.generate import Sampling, generate
+from llm.intervals import difference_interval, interval, mean_interval, share_interval
+from llm.minimal_pairs import MinimalPair, pair_margins, paradigm_accuracies, read_minimal_pairs
 from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.pair_scoring import encode_pairs
 from llm.preferences import read_pairs
 from llm.scoring import score
+from llm.token_figures import calibration, loss_by_position
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import numbers, write_json
 from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
 REPORTS = Path("reports/evaluate")
+UNFIT = re.compile(r"[^\w\-./ :]")  # MLflow's names of figures take no others, and a paradigm may be called anything
 MODELS = {"base": Path("models/base"), "dpo": Path("models/dpo")}
 
 
@@ -42,44 +51,113 @@ def run(params: Params, stage: Stage) -> None:
     compute = Compute(params.compute)
     tokenizer = Tokenizer.load(MODELS["base"])
     models = {name: folder.load(path).to(compute.device).eval() for name, path in MODELS.items()}
+    context = models["base"].config.block_size
+    if config.stride > context:
+        raise WordmillError(f"params.yaml: evaluate.stride: {config.stride} is longer than model.block_size, {context}")
     is_stories = manifest(CORPUS)["source"] == "stories"
     texts = {split: sample(CORPUS / split, config.documents) for split in ("val", "test")}
+    texts["train"] = sample(CORPUS / "train", len(texts["val"]))
+    exact = {split: np.array([bits(text) for text in texts[split]]) for split in texts if is_stories}
+    grammar = read_minimal_pairs(config.minimal_pairs, stage.scratch)
 
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = {"series": {}}
+    scores: dict[str, dict[str, Scores]] = {}
+    margins: dict[str, np.ndarray] = {}
     for name, model in models.items():
-        results[name] = {
-            split: score_documents(model, tokenizer, texts[split], compute).summary(config.seed) for split in texts
-        }
-        results[name]["preferences"] = preferences(model, tokenizer, config, compute)
+        tokens = {split: score_tokens(model, tokenizer, texts[split], compute, config.stride) for split in texts}
+        scores[name] = {split: found.scores() for split, found in tokens.items()}
+        margins[name] = preference_margins(model, tokenizer, config, compute)
+        results[name] = {split: found.summary(config.seed) for split, found in scores[name].items()}
+        results[name]["gap"] = gap(scores[name], exact, config.seed)
+        results[name]["calibration"], bins = calibration(tokens["test"], config.seed)
+        positions = loss_by_position(tokens["test"], context, config.seed)
+        results["series"][name] = {"calibration": bins, "loss_by_position": positions}
+        results[name]["preferences"] = preferences(margins[name], config.seed)
+        if grammar:
+            results[name] |= minimal_pairs(model, tokenizer, grammar, compute)
         if is_stories:
             results[name]["stories"] = stories(model, tokenizer, texts["test"], config, compute)
+    tests = scores["base"]["test"], scores["dpo"]["test"]
+    results["change"] = change(*tests, margins["base"], margins["dpo"], config.seed)
+    held_out = {split: texts[split] for split in ("val", "test")}
+    overlap = contamination(held_out, documents(CORPUS / "train"), config.ngrams)
+    results["contamination"] = {split: {f"{n}_words": of_n for n, of_n in overlap[split].items()} for split in overlap}
     if is_stories:
-        results["source"] = {split: entropy(texts[split], config.seed) for split in texts}
+        results["source"] = {split: entropy(scores["base"][split], exact[split], config.seed) for split in texts}
         floor = results["source"]["test"]["bits_per_byte"]
         for name in models:
             results[name]["excess_over_entropy"] = results[name]["test"]["bits_per_byte"] / floor - 1
     write_json(results, REPORTS / "figures.json")
     for name in models:
         write_json(headlines(results[name]), REPORTS / f"{name}.json")
-    stage.metrics(numbers(results))
+    stage.metrics({UNFIT.sub("_", name): value for name, value in numbers(results).items()})
     stage.artifact(REPORTS / "figures.json")
     for line in table(results):
         print(line, flush=True)
 
 
-def preferences(model: Transformer, tokenizer: Tokenizer, config: EvaluateConfig, compute: Compute) -> dict[str, float]:
-    """Share of held-out pairs whose chosen answer the model finds likelier, and by how many nats on average."""
+def gap(scores: dict[str, Scores], exact: dict[str, np.ndarray], seed: int) -> dict[str, float]:
+    """Bits per byte on val less those on train, which grow as a model learns its training text by heart.
+
+    Where the source's own bits are known they are taken off both, so that what remains is the model's doing.
+    """
+    sides = []
+    for split in ("val", "train"):
+        known = per_row(exact[split], scores[split]) if exact else 0.0
+        sides.append((scores[split].nats / math.log(2) - known, scores[split].bytes))
+    of_val, of_train = (float(amounts.sum() / sizes.sum()) for amounts, sizes in sides)
+    low, high = difference_interval(sides[0], sides[1], seed)
+    return {"bits_per_byte": of_val - of_train, "bits_per_byte_low": low, "bits_per_byte_high": high}
+
+
+def preference_margins(
+    model: Transformer, tokenizer: Tokenizer, config: EvaluateConfig, compute: Compute
+) -> np.ndarray:
+    """By how many nats the model finds the chosen answer likelier, for each held-out pair."""
     pairs = read_pairs(Path("data/preferences/pairs.parquet"), "test", limit=config.pairs)
     encoded = encode_pairs(tokenizer, pairs, model.config.block_size)
-    margins = score(model, encoded.chosen, compute) - score(model, encoded.rejected, compute)
+    return score(model, encoded.chosen, compute) - score(model, encoded.rejected, compute)
+
+
+def preferences(margins: np.ndarray, seed: int) -> dict[str, float]:
+    """Share of held-out pairs whose chosen answer the model finds likelier, and by how many nats on average."""
     low, high = share_interval(int((margins > 0).sum()), len(margins))
+    margin_low, margin_high = mean_interval(margins, seed)
     return {
         "accuracy": float((margins > 0).mean()),
         "accuracy_low": low,
         "accuracy_high": high,
         "margin": float(margins.mean()),
+        "margin_low": margin_low,
+        "margin_high": margin_high,
         "pairs": float(len(margins)),
     }
+
+
+def minimal_pairs(
+    model: Transformer, tokenizer: Tokenizer, pairs: list[MinimalPair], compute: Compute
+) -> dict[str, Any]:
+    """How often the model finds the good sentence likelier, over all pairs and by paradigm."""
+    accuracies = paradigm_accuracies(pairs, pair_margins(model, tokenizer, pairs, compute))
+    return {"minimal_pairs": accuracies.pop(""), "paradigms": accuracies}
+
+
+def change(base: Scores, dpo: Scores, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, float]:
+    """What DPO added to test bits per byte, preference accuracy and margin, by document and pair, with intervals.
+
+    The same documents and pairs are measured before and after, so these intervals are narrower than the two figures'.
+    """
+    ones = np.ones(len(before))
+    measured = {
+        "bits_per_byte": ((dpo.nats - base.nats) / math.log(2), base.bytes),
+        "accuracy": ((after > 0) - (before > 0).astype(float), ones),
+        "margin": (after - before, ones),
+    }
+    figures = {}
+    for name, (amounts, weights) in measured.items():
+        figures[name] = float(amounts.sum() / weights.sum())
+        figures[f"{name}_low"], figures[f"{name}_high"] = interval(amounts, weights, seed)
+    return figures
 
 
 def stories(
@@ -104,12 +182,16 @@ def stories(
     }
 
 
-def entropy(texts: list[str], seed: int) -> dict[str, float]:
-    """Exact bits per byte of stories under their own source: the limit of any model's."""
-    exact = np.array([bits(text) for text in texts])
-    sizes = np.array([len(text.encode()) for text in texts], dtype=np.float64)
-    low, high = interval(exact, sizes, seed)
-    return {"bits_per_byte": float(exact.sum() / sizes.sum()), "bits_per_byte_low": low, "bits_per_byte_high": high}
+def entropy(scores: Scores, exact: np.ndarray, seed: int) -> dict[str, float]:
+    """Exact bits per byte of the stories scored under their own source: the limit of any model's."""
+    low, high = interval(per_row(exact, scores), scores.bytes, seed)
+    value = float(exact.sum() / scores.bytes.sum())
+    return {"bits_per_byte": value, "bits_per_byte_low": low, "bits_per_byte_high": high}
+
+
+def per_row(exact: np.ndarray, scores: Scores) -> np.ndarray:
+    """Figures of documents by row of `scores`: the same, but where a single document's windows are the rows."""
+    return exact if len(exact) > 1 else exact[0] * scores.bytes / scores.bytes.sum()
 
 
 def headlines(of_model: dict[str, Any]) -> dict[str, float]:

@@ -48,6 +48,7 @@ def run(params: Params, stage: Stage) -> None:
         png, pictures[name] = draw(name, figures)
         (plots / f"{name}.png").write_bytes(png)
         stage.artifact(plots / f"{name}.png", "plots")
+    del metrics["evaluate"]["series"]  # drawn, not listed
     page = REPORTS / "report.html"
     page.write_text(render(metrics, pictures), encoding="utf-8")
     stage.artifact(page)

@@ -48,6 +48,11 @@ def check(content: Mapping[str, Any], source: str = "params.yaml") -> Schema:
             f"{source}: samples.max_new_tokens: {schema.samples.max_new_tokens} leaves no room for a prompt in "
             f"model.block_size {schema.model.block_size}; lower it"
         )
+    if schema.evaluate.stride > schema.model.block_size:
+        raise WordmillError(
+            f"{source}: evaluate.stride: {schema.evaluate.stride} is longer than model.block_size, "
+            f"{schema.model.block_size}; lower it"
+        )
     if schema.preferences.source == "stories" and schema.corpus.source != "stories":
         raise WordmillError(
             f"{source}: preferences.source: stories are preferences between embedded stories, but corpus.source is "

@@ -77,6 +77,7 @@ def test_changes_are_typed_as_yaml_and_only_they_change(repo: Path) -> None:
         (["pretrain.steps"], "--set pretrain.steps: give a name and a value"),
         (["pretrain.steps=[1"], "--set pretrain.steps=[1: not a YAML value"),
         (["model.n_head=5"], "--set: model.n_head: "),
+        (["evaluate.stride=257"], "--set: evaluate.stride: 257 is longer than model.block_size, 256; lower it"),
     ],
 )
 def test_a_wrong_change_is_one_line_and_changes_nothing(folder: Path, settings: list[str], message: str) -> None:

@@ -19,9 +19,17 @@ from llm.pretrain import Record  # isort: skip
 
 SPLIT = {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.9, "bits_per_byte_low": 0.8, "bits_per_byte_high": 1.0}
 MODEL: dict[str, Any] = {
+    "train": SPLIT,
     "val": SPLIT,
     "test": SPLIT,
-    "preferences": {"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7, "margin": 0.1, "pairs": 20.0},
+    "gap": {"bits_per_byte": 0.0123, "bits_per_byte_low": -0.01, "bits_per_byte_high": 0.03},
+    "calibration": {"expected_calibration_error": 0.0345, "overconfidence": 0.02},
+    "preferences": {
+        **{"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7},
+        **{"margin": 0.1, "margin_low": -0.25, "margin_high": 0.35, "pairs": 20.0},
+    },
+    "minimal_pairs": {"pairs": 77.0, "accuracy": 0.51, "accuracy_low": 0.4, "accuracy_high": 0.62},
+    "paradigms": {"wh_<i>sland</i>": {"pairs": 76.0, "accuracy": 0.52, "accuracy_low": 0.41, "accuracy_high": 0.63}},
     "stories": {
         "sensible": 0.25,
         "sensible_low": 0.2,
@@ -40,16 +48,50 @@ EXPORT = {
     },
 }
 FLOOR = {"bits_per_byte": 0.6, "bits_per_byte_low": 0.59, "bits_per_byte_high": 0.61}
-EVALUATE = {"base": MODEL, "dpo": MODEL, "source": {"val": FLOOR, "test": FLOOR}}
+NAMES = ("bits_per_byte", "accuracy", "margin")
+CHANGE = {f"{name}{end}": value for name in NAMES for end, value in (("", 0.0678), ("_low", -0.05), ("_high", 0.09))}
+SERIES = {
+    "calibration": [
+        {"from": low / 3, "to": (low + 1) / 3, "tokens": 40.0, "confidence": 0.3, "accuracy": 0.2} for low in range(3)
+    ],
+    "loss_by_position": [
+        {
+            "from": 2.0**n,
+            "to": 2.0**n * 2 - 1,
+            "tokens": 9.0,
+            "loss": 3.0 - n,
+            "loss_low": 2.9 - n,
+            "loss_high": 3.1 - n,
+        }
+        for n in range(3)
+    ],
+}
+OVERLAP = {
+    "8_words": {
+        "documents": 5.0,
+        "ngrams": 4321.0,
+        "documents_hit": 0.8,
+        "documents_mostly": 0.2,
+        "ngrams_hit": 0.5678,
+    },
+    "99_words": {"documents": 0.0, "ngrams": 0.0},
+}
+EVALUATE = {
+    **{"base": MODEL, "dpo": MODEL, "source": {"train": FLOOR, "val": FLOOR, "test": FLOOR}},
+    **{"change": CHANGE, "contamination": {"val": OVERLAP, "test": OVERLAP}, "series": {"base": SERIES, "dpo": SERIES}},
+}
 LENGTHS = {"vocabulary": [256, 9, 4] + [1] * 20, "text": [5, 70, 30] + [0] * 20}
 NASTY = "<script>alert(1)</script> *stars* {{ braces }} & «ünï»\n\nsecond part"
+
+
+FOR_SOME = ("stories", "excess_over_entropy", "minimal_pairs", "paradigms")  # figures that not every run has
 
 
 def without_stories() -> dict[str, Any]:
     plain = copy.deepcopy(EVALUATE)
     del plain["source"]
     for name in ("base", "dpo"):
-        plain[name] = {key: plain[name][key] for key in ("val", "test", "preferences")}
+        plain[name] = {key: plain[name][key] for key in plain[name] if key not in FOR_SOME}
     return plain
 
 
@@ -146,7 +188,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
         "pretrain": {"parameters": 28_512, "tokens": 20_480.0, "loss": 0.00012345},
         "preferences": {"train": 50, "kinds": {"wish": 3}},
         "dpo": {"train_pairs": 50, "loss": 0.69},
-        "evaluate": evaluate,
+        "evaluate": {key: evaluate[key] for key in evaluate if key != "series"},
         "samples": {
             "sampling": {"temperature": 0.8, "top_k": 0, "top_p": 1.0},
             "samples": [{"prompt": NASTY, "base": NASTY, "dpo": NASTY}],
@@ -176,11 +218,18 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "28,512",
         "1,357,824",
         "+0.223 %",
+        "+0.0123 -0.0100 – +0.0300",
+        "3.45 %",
+        "4,321",
+        "56.78 %",
+        "0.10 -0.25 – 0.35",
+        "+6.8 points of preference accuracy (-5.0 to +9.0)",
         " something, </table>",
         " axle",
     ):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)
+    assert ("wh_<i>sland</i>" in page.shown) == ("52.0 % 41.0 – 63.0" in page.shown) == ("source" in evaluate)
     assert ("<b>wish</b>" in page.shown) == ("source" in evaluate)
 
 
@@ -199,7 +248,7 @@ def test_the_stage_writes_page_and_pictures(tmp_path: Path, monkeypatch: pytest.
     for name in ("pretrain", "dpo"):
         Path("reports", name).mkdir(parents=True)
         (tmp_path / f"{name}.csv").rename(Path("reports", name, "curve.csv"))
-    for name, content in (metrics(EVALUATE) | {"corpus": MANIFEST}).items():
+    for name, content in (metrics(EVALUATE) | {"corpus": MANIFEST, "evaluate": EVALUATE}).items():
         report.SOURCES[name].parent.mkdir(parents=True, exist_ok=True)
         report.SOURCES[name].write_text(json.dumps(content))
 

@@ -2,7 +2,7 @@
 
 All worktrees share this checkout's DVC cache, so a stage whose params and inputs two points have in common runs for the
 first and comes from the run cache for the others. They hold this checkout's code, uncommitted changes included, and go
-away when their figures are read: what a point has made stays in the cache, from which its params and `dvc repro` take it.
+away when their figures are read: what a point has made stays in the cache, where `dvc repro` finds it again.
 
 The points run one after the other: they share the processor or the GPU, and a stage that several of them need is there
 when the second comes to it. An interrupted sweep is given again: what it has finished comes from the cache.

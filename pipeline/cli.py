@@ -89,7 +89,8 @@ def ui(port: Annotated[int, typer.Option(help="On this machine only.")] = 5000) 
     uri = tracking_uri()
     if not is_local(uri):
         raise WordmillError(f"the runs are on a server: open {without_secrets(uri)}")
-    print(f"http://127.0.0.1:{port}", flush=True)
+    # Its pages for training, and not those for chats, which it opens by itself.
+    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
     # By default it starts 15 processes for jobs that nobody has asked for.
     os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]

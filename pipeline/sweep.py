@@ -1,9 +1,8 @@
 """A grid of params: every combination rebuilt in a worktree of its own, unchanged stages once, one table at the end.
 
 All worktrees share this checkout's DVC cache, so a stage whose params and inputs two points have in common runs for the
-first and comes from the run cache for the others. They hold this checkout's code, uncommitted changes included, and
-go away when their figures are read. What a point has made stays in the cache, where `dvc repro` with its params finds
-it.
+first and comes from the run cache for the others. They hold this checkout's code, uncommitted changes included, and go
+away when their figures are read: what a point has made stays in the cache, where `dvc repro` finds it again.
 
 The points run one after the other: they share the processor or the GPU, and a stage that several of them need is there
 when the second comes to it. An interrupted sweep is given again: what it has finished comes from the cache.
@@ -127,17 +126,18 @@ RunOne = Callable[[Point, Path, Mapping[str, str], Callable[[str], None]], Outco
 
 
 def table(outcomes: Sequence[Outcome], every: bool = False) -> list[tuple[str, ...]]:
-    """The points as rows below a heading: values, figures, what ran. `every` figure that differs, or the main ones."""
+    """The points as rows below a heading: values, main figures (with `every`, all that differ, too), what ran."""
     if not outcomes:
         return [("no point",)]
     axes = list(outcomes[0].point.values)
     names = list(dict.fromkeys(name for outcome in outcomes for name in outcome.metrics))
     differing = [name for name in names if len({outcome.metrics.get(name) for outcome in outcomes}) > 1]
-    shown = [name for name in COLUMNS if name in names] or differing[:4]
-    rows = [(*axes, *(differing if every else shown), "ran")]
+    main = [name for name in COLUMNS if name in names]
+    shown = list(dict.fromkeys([*main, *differing])) if every else main or differing[:4]
+    rows = [(*axes, *shown, "ran")]
     for outcome in outcomes:
         cells = [str(outcome.point.values[name]) for name in axes]
-        for name in differing if every else shown:
+        for name in shown:
             cells.append(f"{outcome.metrics[name]:.6g}" if name in outcome.metrics else "")
         rows.append((*cells, outcome.error or ", ".join(outcome.ran) or "nothing: all from the cache"))
     return rows

@@ -34,6 +34,7 @@ FILES = (lineage.PARAMS, lineage.PIPELINE, Path("dvc.lock"))
 LONGEST_PARAM = 6000  # characters; MLflow's own limits
 LONGEST_TAG = 8000
 LONGEST_DIGEST = 36
+PAGES = "workflowType=machine_learning"  # without it MLflow shows its pages for chats around a run
 TOO_LATE = "gone or changed before it was delivered"
 PREFECT = "prefect-"  # the beginning of a rebuild's name in a Prefect flow run; its id follows
 
@@ -165,7 +166,8 @@ class StageRun:
         )
         if mine:
             return str(mine[0].info.run_id)
-        name = f"rebuild {datetime.fromtimestamp(self._start['time'] / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
+        # MLflow's table shows some 20 characters of a name: the day and the time must be among them.
+        name = f"rebuild {datetime.fromtimestamp(self._start['time'] / 1000).astimezone():%m-%d %H:%M:%S}"
         sweep = {"mlflow.parentRunId": self._moment["sweep"]} if self._moment["sweep"] else {}
         parent = self._new_run(name, {"mlflow.source.name": "dvc.yaml", "wordmill.kind": "rebuild", **sweep})
         texts = self._moment["files"]
@@ -250,7 +252,7 @@ class StageRun:
         lines = ["| stage | run | status | made |", "| --- | --- | --- | --- |"]
         for name, run in linked.items():
             when = f"{datetime.fromtimestamp(run.info.start_time / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
-            link = f"[{run.info.run_id[:8]}](#/experiments/{self._experiment}/runs/{run.info.run_id})"
+            link = f"[{run.info.run_id[:8]}](#/experiments/{self._experiment}/runs/{run.info.run_id}?{PAGES})"
             made = "in this rebuild" if name in children else f"earlier, {when}"
             lines.append(f"| {name} | {link} | {run.info.status} | {made} |")
         return "\n".join(lines)

@@ -27,7 +27,7 @@ def begin(axes: Mapping[str, Sequence[object]]) -> str | None:
             else:
                 experiment = found.experiment_id
             tags = {"wordmill.kind": "sweep", "mlflow.source.type": "LOCAL", "mlflow.source.name": "wordmill sweep"}
-            run = mlflow.create_run(experiment, tags=tags, run_name=f"sweep {datetime.now():%Y-%m-%d %H:%M:%S}")
+            run = mlflow.create_run(experiment, tags=tags, run_name=f"sweep {datetime.now():%m-%d %H:%M:%S}")
             for axis, values in axes.items():
                 mlflow.log_param(run.info.run_id, axis, str(list(values)))
             return str(run.info.run_id)

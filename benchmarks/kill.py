@@ -160,8 +160,8 @@ def build(folder: Path, changes: Mapping[str, Any] | None = None) -> Checkout:
     return checkout
 
 
-def kill(checkout: Checkout, stage: str, seconds: float, trained: bool) -> bool:
-    """Run `stage` and kill it after so many seconds; whether it was still going.
+def kill(checkout: Checkout, stage: str, seconds: float, trained: bool, signum: int) -> bool:
+    """Run `stage` and send all of its group a signal after so many seconds; whether it was still going.
 
     `trained` counts them from the first checkpoint.
     """
@@ -179,7 +179,7 @@ def kill(checkout: Checkout, stage: str, seconds: float, trained: bool) -> bool:
         process.wait(seconds)
         return False
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signum)
         return True
     finally:
         process.wait()
@@ -195,11 +195,13 @@ class Outcome:
     same: bool  # every byte of the models, the reports and dvc.lock
 
 
-def survives(checkout: Checkout, stage: str, seconds: float, trained: bool = False) -> Outcome:
+def survives(
+    checkout: Checkout, stage: str, seconds: float, trained: bool = False, signum: int = signal.SIGKILL
+) -> Outcome:
     """Kill `stage` as `kill` does, then `dvc repro`."""
     before = outputs(checkout), checkout.lock
     forget(checkout, stage)
-    killed = kill(checkout, stage, seconds, trained)
+    killed = kill(checkout, stage, seconds, trained, signum)
     left = checkpointed(checkout, stage)
     mend(checkout)
     log = checkout.run("dvc", "repro")

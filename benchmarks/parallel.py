@@ -2,7 +2,7 @@
 
     python -m benchmarks.parallel [--processes 2] [--steps 50] [--device cpu] [--out FOLDER]
 
-The same training of a model of 3.8 million weights in fp32, on tokens drawn from the step's number: by one process, by
+The same training of a model of 3.7 million weights in fp32, on tokens drawn from the step's number: by one process, by
 `ddp` and by `fsdp2`, each in processes of its own that torchrun starts. On a processor the threads are shared among
 them. Prints a table and writes parallel.json: the largest difference of a step's loss from one process's, and tokens/s,
 the median over the steps after the first ten. Exit status 1 where a difference is 1e-5 or more.

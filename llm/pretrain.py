@@ -293,11 +293,22 @@ def saved_tensors(
 def restore(
     model: Transformer, optimizer: torch.optim.Optimizer, folder: Path, guard: Mapping[str, Tensor] | None = None
 ) -> tuple[int, list[Record]]:
-    """Put the newest checkpoint's state into model, optimizer and guard; its step and records, or 0 and none."""
+    """Put the newest checkpoint's state into model, optimizer and guard; its step and records, or 0 and none.
+
+    Raises WordmillError where it is of a model of another shape.
+    """
     found = checkpoint.latest(folder)
     if found is None:
         return 0, []
     step, tensors, state = found
+    here = {f"model.{name}": tuple(weight.shape) for name, weight in model.named_parameters()}
+    there = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
+    if here != there:
+        name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
+        raise WordmillError(
+            f"{folder}: holds checkpoints of another model ({name.removeprefix('model.')} is "
+            f"{there.get(name, 'not there')}, here {here.get(name, 'not there')}); name an empty folder"
+        )
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(share(tensors[f"model.{name}"], weight))

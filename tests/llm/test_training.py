@@ -1,5 +1,8 @@
 """Pretraining and DPO: a killed run ends with the bytes of an uninterrupted one; the losses are what papers say."""
 
+import errno
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +301,45 @@ def test_a_stop_between_checkpoints_loses_no_step(
     resumed, records = start(tiny_config, compute, tmp_path / "stopped")
     assert [(r.step, r.values, r.text) for r in records] == expected
     assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+@pytest.mark.parametrize(("change", "name"), [({"d_ff": 64}, "feed_forward"), ({"n_layer": 1}, "blocks.1")])
+def test_a_checkpoint_of_another_model_is_refused(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path, change: dict[str, Any], name: str
+) -> None:
+    _, records = start_pretraining(tiny_config, compute, tmp_path)
+    list(records)
+    _, records = start_pretraining(replace(tiny_config, **change), compute, tmp_path)
+    with pytest.raises(WordmillError, match=rf"holds checkpoints of another model \(.*{name}"):
+        next(records)
+
+
+def test_a_disk_that_fills_up_in_a_checkpoint_loses_nothing(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path
+) -> None:
+    """A file system that holds one checkpoint, of step 3, and a part of the next, the best one of step 4."""
+    whole, records = start_pretraining(tiny_config, compute, tmp_path / "whole")
+    expected = [(r.step, r.values, r.text) for r in records]
+    small = tmp_path / "small"
+    small.mkdir()
+    one = sum(path.stat().st_size for path in (tmp_path / "whole/step-00000009").iterdir())
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={one * 3 // 2}", "tmpfs", str(small)]
+    if sys.platform != "linux" or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        _, records = start_pretraining(tiny_config, compute, small)
+        with pytest.raises(OSError, match="step-00000004") as caught:
+            list(records)
+        assert caught.value.errno == errno.ENOSPC
+        assert [path.name for path in small.iterdir()] == ["step-00000003"]
+        subprocess.run(["mount", "-o", f"remount,size={one * 10}", str(small)], check=True)
+        resumed, records = start_pretraining(tiny_config, compute, small)
+        again = list(records)
+        assert again[0].resumed
+        assert [(r.step, r.values, r.text) for r in again] == expected
+        assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)  # a tensor may still be mapped
 
 
 def test_the_best_is_kept_besides_the_newest(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:

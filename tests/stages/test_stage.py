@@ -239,6 +239,25 @@ def test_a_full_disk_is_one_line(full: Path, start: Start) -> None:
     assert (process.returncode, told) == (2, line)
 
 
+@pytest.mark.parametrize("place", ["full", "runs"])  # of an output, and of the stage's own state
+def test_a_read_only_folder_is_one_line(folder: Path, start: Start, place: str) -> None:
+    Path(place).mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(folder / place)]
+    if sys.platform != "linux" or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        write_params(0, "full")  # writes to full/
+        process = start()
+        _, told = process.communicate(timeout=20)
+        assert process.returncode == 2
+        assert told.startswith("toy: ")
+        assert f"{place}/" in told
+        assert told.endswith(": the file system is read-only; make it writable and run `dvc repro` again\n")
+        assert told.count("\n") == 1
+    finally:
+        subprocess.run(["umount", str(folder / place)], check=True)
+
+
 @pytest.mark.parametrize("name", ["data.parquet", "model.safetensors"])
 def test_a_full_disk_under_other_libraries(full: Path, name: str) -> None:
     numbers = torch.arange(100_000)

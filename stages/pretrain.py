@@ -20,6 +20,7 @@ from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig, Record, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
+from stages.device import hold
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
 
@@ -37,6 +38,7 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.pretrain
     compute = Compute(params.compute)
+    hold(stage.name, compute.device)
     tokenizer = Tokenizer.load(TOKENIZER)
     shards = ShardSet.open(Path("data/shards/train"), tokenizer.fingerprint)
     batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)

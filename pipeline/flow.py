@@ -12,6 +12,7 @@ checkpoints. Mistakes end it in the state Failed with one line and no traceback:
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections import Counter
@@ -34,7 +35,8 @@ from pipeline import agent, dvc, page, plan
 from pipeline.worktree import Worktree, worktree
 
 STAGES_AT_ONCE = 8
-RETRY_SECONDS = [30.0, 120.0, 300.0]  # before another try of a stage that failed for a reason that may pass
+RETRY_SECONDS = "WORDMILL_RETRY_SECONDS"  # in the environment, as in 30,120,300: before each new try of a stage that
+PAUSES = "30,120,300"  # failed for a reason that may pass
 NAME = "WORDMILL_REBUILD"  # in the environment of the stages: by it they find one MLflow parent
 PATIENCE = dvc.GRACE + 5.0  # seconds for the stages to stop
 
@@ -107,9 +109,12 @@ def _stages(graph: dict[str, tuple[str, ...]], wanted: list[str], work: Work) ->
     """Run stages, each after those that it needs; their final states."""
     futures: dict[str, PrefectFuture[Any]] = {}
     ended = threading.Semaphore(0)
+    pauses = _pauses()
     try:
         for stage in wanted:
-            run = stage_task.with_options(name=stage, task_run_name=stage, retry_delay_seconds=RETRY_SECONDS)
+            run = stage_task.with_options(
+                name=stage, task_run_name=stage, retries=len(pauses), retry_delay_seconds=pauses
+            )
             before = [futures[other] for other in graph[stage] if other in futures]
             futures[stage] = run.submit(stage, work, return_state=False, wait_for=before)
             futures[stage].add_done_callback(lambda _: ended.release())
@@ -122,6 +127,15 @@ def _stages(graph: dict[str, tuple[str, ...]], wanted: list[str], work: Work) ->
         for future in futures.values():
             future.wait(timeout=max(0.0, end - time.monotonic()))
     return {stage: future.state for stage, future in futures.items()}
+
+
+def _pauses() -> list[float]:
+    """The seconds before each new try. Raises WordmillError."""
+    told = os.environ.get(RETRY_SECONDS, PAUSES)
+    try:
+        return [float(pause) for pause in told.split(",") if pause.strip()]
+    except ValueError:
+        raise WordmillError(f"{RETRY_SECONDS}: {told!r} are no seconds; give numbers, as in {PAUSES}") from None
 
 
 def _outcome(states: dict[str, State[Any]], saved: str | None) -> State[Any]:
@@ -138,7 +152,7 @@ def _may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     return (state.state_details.retriable or False) if state.is_failed() else False
 
 
-@task(cache_policy=NO_CACHE, retries=len(RETRY_SECONDS), retry_condition_fn=_may_pass)
+@task(cache_policy=NO_CACHE, retry_condition_fn=_may_pass)
 def stage_task(stage: str, work: Work) -> State[Any]:
     """Run one stage, its output in the log."""
     log = get_run_logger()

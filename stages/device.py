@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 POLL_SECONDS = 0.5
-_held: list[FileLock] = []  # until the process ends
+_held: dict[Path, FileLock] = {}  # until the process ends
 
 
 def hold(stage: str, device: "torch.device") -> None:
@@ -28,7 +28,10 @@ def hold(stage: str, device: "torch.device") -> None:
     folder = locks()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = identity(device)
-    lock = FileLock(folder / f"{name}.lock")
+    path = folder / f"{name}.lock"
+    if path in _held:
+        return
+    lock = FileLock(path)
     holder = folder / f"{name}.json"
     told = ""
     while True:
@@ -40,7 +43,7 @@ def hold(stage: str, device: "torch.device") -> None:
             if whom != told:
                 print(f"{stage}: waits for {name}, which {whom} has", flush=True)
                 told = whom
-    _held.append(lock)
+    _held[path] = lock
     since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
     holder.write_text(json.dumps({"pid": os.getpid(), "stage": stage, "folder": str(Path.cwd()), "since": since}))
 

@@ -23,6 +23,11 @@ content = YAML(typ="safe").load(Path("params.yaml"))[section]
 if content.get("top_k") == 13:
     print("a line before it", flush=True)
     sys.exit(f"{name}: top_k: 13 is bad luck; use 12")
+flaky = Path(os.environ.get("FLAKY", "flaky"))
+if flaky.exists():
+    flaky.unlink()
+    print(f"{name}: the network was away", flush=True)
+    sys.exit(75)
 if content.get("top_k") == 14:
     Path("waiting").touch()
     time.sleep(600)

@@ -103,10 +103,13 @@ def state(server: Mapping[str, str], run_id: str) -> dict[str, Any]:
 
 def logs(server: Mapping[str, str], run_id: str) -> list[dict[str, Any]]:
     """A run's log so far."""
-    found: list[dict[str, Any]] = ask(
-        server, "/logs/filter", {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
-    )
-    return found
+    found: list[dict[str, Any]] = []
+    wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC", "limit": 200}  # the most it gives
+    while True:
+        page = ask(server, "/logs/filter", {**wanted, "offset": len(found)})
+        found += page
+        if len(page) < 200:
+            return found
 
 
 def rebuilding(folder: Path) -> list[psutil.Process]:

@@ -69,6 +69,12 @@ class Drill:
         assert left, "no checkpoint is left"
         return seconds
 
+    def told(self, run_id: str) -> str:
+        """The final state that the flow itself, which is no more, has told the server."""
+        found = state(self.environment, run_id)
+        assert found["type"] not in UNFINISHED, found
+        return f"{found['name']} ({found['message']})"
+
     def resumed(self) -> None:
         """The next run goes on from the checkpoint and gives the committed bytes."""
         run_id = begin(self.environment, "rebuild/manual", PRETRAIN)
@@ -98,13 +104,13 @@ def drill(to: Drill) -> None:
     with to.agent() as process:
         run_id = to.training()
         seconds = to.ended(process.terminate)
-        name = state(to.environment, run_id)["name"]
+        name = to.told(run_id)
     with to.agent():
         to.resumed()
         print(f"agent, SIGTERM: nothing runs after {seconds:.1f} s, {name}; resumed, same bytes")
         run_id = to.training()
         seconds = to.ended(lambda: worker(to.folder).kill())
-        name = state(to.environment, run_id)["name"]
+        name = to.told(run_id)
     with to.agent():
         to.resumed()
         print(f"worker, SIGKILL: nothing runs after {seconds:.1f} s, {name}; resumed, same bytes")

@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -25,7 +26,6 @@ CHECKOUT = "WORDMILL_CHECKOUT"
 AGENT = "WORDMILL_AGENT"
 API = "http://127.0.0.1:4200/api"
 STOP_SECONDS = 25.0  # for flows to stop
-WORKER_SECONDS = 5.0  # for the worker after that; it has nothing left to do
 HEARTBEAT_SECONDS = "30"  # the most often that Prefect takes
 
 
@@ -40,7 +40,7 @@ def settings() -> dict[str, str]:
 
 
 def run(pool: str) -> int:
-    """Run a Prefect worker for `pool` until it ends, or SIGTERM or Ctrl-C comes; its exit status.
+    """Run a Prefect worker for `pool` until it ends, or SIGTERM or Ctrl-C comes; its exit status, 0 after those.
 
     Prefect's worker would wait for its flows then, for hours perhaps; here they are told to stop.
     """
@@ -55,30 +55,39 @@ def run(pool: str) -> int:
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     command = [sys.executable, "-m", "pipeline.agent", str(os.getpid()), pool]
+    stopping = threading.Event()
     with subprocess.Popen(command, env=environment, start_new_session=True) as worker:
         for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, lambda *_: _stop(worker))
+            signal.signal(signum, lambda *_: stopping.set())
         while worker.poll() is None:
-            time.sleep(0.2)
+            if stopping.wait(0.2):
+                _stop(worker)
+                return 0
         return worker.returncode
 
 
 def _stop(worker: subprocess.Popen[bytes]) -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, signal.SIG_IGN)
+    # A worker that is asked to end kills its flows before they can tell the server; one that stands still starts none.
+    worker.send_signal(signal.SIGSTOP)
     flows = psutil.Process(worker.pid).children()
     print(f"agent: stops{f', and {len(flows)} rebuild(s) with it' if flows else ''}", flush=True)
-    worker.terminate()  # it takes no more work, and waits for its flows
     for flow in flows:
         with contextlib.suppress(psutil.NoSuchProcess):
             flow.terminate()
-    _, left = psutil.wait_procs(flows, STOP_SECONDS)
-    for flow in left:
-        flow.kill()
+    end = time.monotonic() + STOP_SECONDS
+    while any(_is_alive(flow) for flow in flows) and time.monotonic() < end:
+        time.sleep(0.1)
+    for flow in flows:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            flow.kill()
+    worker.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        worker.wait(WORKER_SECONDS)
-    except subprocess.TimeoutExpired:
-        worker.kill()
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _be_worker(parent: int, pool: str) -> None:

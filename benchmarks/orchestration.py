@@ -26,6 +26,7 @@ from pathlib import Path
 from benchmarks.kill import LONGER, Checkout, build
 from benchmarks.prefect_server import (
     UNFINISHED,
+    ask,
     begin,
     cancel,
     logs,
@@ -84,6 +85,12 @@ class Drill:
         lines: list[str] = []
         until(lambda: _ended(lines, logs(self.environment, run_id)), 20)
         assert any("resuming after step" in line for line in lines), lines
+        (page,) = ask(
+            self.environment,
+            "/artifacts/filter",
+            {"artifacts": {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["markdown"]}}},
+        )
+        assert "[The run in MLflow](" in page["data"], page["data"]
         assert not list(self.folder.glob("runs/shared/pretrain/*")), "state is left over"
         assert not list((self.folder / "runs/worktrees").iterdir()), "a worktree is left over"
         assert self.checkout.run("git", "status", "--porcelain") == ""

@@ -33,6 +33,7 @@ from prefect.tasks import Task
 from llm.errors import WordmillError
 from pipeline import agent, dvc, page, plan
 from pipeline.worktree import Worktree, worktree
+from stages.tracking_uri import tracking_uri
 
 STAGES_AT_ONCE = 8
 RETRY_SECONDS = "WORDMILL_RETRY_SECONDS"  # in the environment, as in 30,120,300: before each new try of a stage that
@@ -73,7 +74,8 @@ def rebuild(
             states = _stages(graph, wanted, work)
             good = all(state.is_completed() for state in states.values())
             saved = place.save(f"{deployment.name or 'run'}-{flow_run.name}", wanted) if place and good else None
-            page.publish(states, work.name, saved, complete=good and len(wanted) == len(graph))
+            store = work.environment.get("MLFLOW_TRACKING_URI") or tracking_uri()
+            page.publish(states, work.name, store, saved, complete=good and len(wanted) == len(graph))
             return _outcome(states, saved)
     except WordmillError as error:
         return Failed(message=str(error))

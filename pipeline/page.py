@@ -17,23 +17,24 @@ from ruamel.yaml import YAML
 
 from stages.metrics import numbers, read_json
 from stages.tracking import EXPERIMENT
-from stages.tracking_uri import is_local, is_sqlite, sqlite_path, tracking_uri, without_secrets
+from stages.tracking_uri import is_local, is_sqlite, sqlite_path, without_secrets
 
 SAMPLES = Path("reports/samples.md")
 LOCAL_PAGES = "http://127.0.0.1:5000"  # where `wordmill ui` shows a database of this machine's
 RAN = "ran"  # the message of a stage's state that says so
 
 
-def publish(states: Mapping[str, State[Any]], rebuild: str, saved: str | None, complete: bool) -> None:
+def publish(states: Mapping[str, State[Any]], rebuild: str, store: str, saved: str | None, complete: bool) -> None:
     """Make the page of this flow run from the working directory.
 
-    `complete`: every stage of the pipeline is up to date, so that the next run is to be compared with this one.
+    `store` is MLflow's address. `complete`: every stage of the pipeline is up to date, so that the next run is to be
+    compared with this one.
     """
     figures = current_figures()
     name = f"-{deployment.name}" if deployment.name else ""
     last = last_figures(f"figures{name}")
     ran = any(state.message == RAN or not state.is_completed() for state in states.values())
-    link = mlflow_link(rebuild) if ran else "Nothing ran: the figures are those of earlier runs."
+    link = mlflow_link(rebuild, store) if ran else "Nothing ran: the figures are those of earlier runs."
     samples = SAMPLES.read_text(encoding="utf-8") if SAMPLES.exists() else ""
     text = markdown({stage: told(state) for stage, state in states.items()}, figures, last, samples, link, saved)
     create_markdown_artifact(text, key=f"rebuild{name}", description="What this rebuild did and gave")
@@ -95,9 +96,8 @@ def last_figures(key: str) -> dict[str, float]:
     return {row["figure"]: row["value"] for row in rows}
 
 
-def mlflow_link(rebuild: str) -> str:
+def mlflow_link(rebuild: str, uri: str) -> str:
     """A sentence with a link to the rebuild's run in MLflow, which is told of the Prefect run in turn."""
-    uri = tracking_uri()
     if is_sqlite(uri) and not sqlite_path(uri).exists():
         return "MLflow has no run of this rebuild."
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

@@ -19,6 +19,7 @@ from pipeline.files import replace
 from stages import params, schema
 
 PARAMS = Path("params.yaml")
+READY = "params.yaml is ready"
 
 
 def text(preset: str | None, changes: Mapping[str, Any]) -> str | None:
@@ -43,10 +44,11 @@ def prepare(folder: Path, preset: str | None, changes: Mapping[str, Any]) -> Non
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.plan", wanted], cwd=folder, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-        known = done.returncode == WordmillError.status
-        raise WordmillError(lines[-1] if known else f"commit: its params cannot be checked: {lines[-1]}")
+    if done.returncode == WordmillError.status:
+        raise WordmillError(done.stderr.strip().splitlines()[-1])
+    if done.returncode or done.stdout.strip() != READY:  # a commit without this program says nothing, and does nothing
+        line = (done.stderr.strip().splitlines() or ["it is older than these deployments"])[-1]
+        raise WordmillError(f"commit: its params cannot be checked by its own code: {line}")
 
 
 def main() -> None:
@@ -55,6 +57,7 @@ def main() -> None:
         new = text(wanted["preset"], wanted["changes"])
         if new is not None:
             replace(PARAMS, new)
+        print(READY)
     except WordmillError as error:
         print(error, file=sys.stderr)
         sys.exit(error.status)

@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 
 from llm.errors import TransientError, WordmillError
 from pipeline import dvc
-from stages.tracking_uri import tracking_uri
+from stages.tracking_uri import is_sqlite, sqlite_path, tracking_uri
 
 WORKTREES = Path("runs/worktrees")
 SHARED = Path("runs/shared")
@@ -68,9 +68,12 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
         lock.acquire(timeout=0)
         _git("worktree", "add", "--force", "--detach", str(folder), revision)
     try:
-        environment = {"MLFLOW_TRACKING_URI": tracking_uri()}
+        store = tracking_uri()
+        if is_sqlite(store):  # it may be named from here
+            store = f"sqlite:///{sqlite_path(store).absolute()}"
+        environment = {"MLFLOW_TRACKING_URI": store}
         _share(root, folder)
-        os.chdir(folder)
+        os.chdir(folder)  # from here on, what DVC is asked for is the worktree's
         dvc.checkout()
         yield Worktree(folder, revision, environment)
     finally:

@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: repro test check format ui clean
+.PHONY: repro test check format ui server agent clean
 repro: .venv/installed
 	wordmill check
 	dvc repro
@@ -27,6 +27,14 @@ format: .venv/installed
 
 ui: .venv/installed
 	wordmill ui
+
+# Prefect: one server, and an agent on every machine that is to run rebuilds (docs/deploy.md).
+server: .venv/installed
+	exec wordmill server
+
+agent: .venv/installed
+	wordmill deploy
+	exec wordmill agent
 
 # Remakes the environment when what it is made from has changed; the mark is written last, so an interrupted
 # installation is taken up again.

@@ -145,6 +145,7 @@ def build(folder: Path, changes: Mapping[str, Any] | None = None) -> Checkout:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "WORDMILL_", "GIT_", "DVC_"))}
     environment |= {
         "DVC_NO_ANALYTICS": "1",
+        "WORDMILL_LOCKS": str(folder.parent / "locks"),  # what else trains on this machine is not waited for
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **{f"GIT_{who}_NAME": "t" for who in ("AUTHOR", "COMMITTER")},
         **{f"GIT_{who}_EMAIL": "t@example.org" for who in ("AUTHOR", "COMMITTER")},

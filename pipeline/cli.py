@@ -64,21 +64,65 @@ def run(
     set_: Set = None,
     preset: Annotated[str | None, typer.Option(help="Use this preset in the place of params.yaml.")] = None,
     force: Annotated[bool, typer.Option(help="Run stages that have not changed, too.")] = False,
+    from_: Annotated[str | None, typer.Option("--from", help="Begin at this stage.")] = None,
+    until: Annotated[str | None, typer.Option(help="End with this stage.")] = None,
+    stage_hours: Annotated[float | None, typer.Option(help="The longest that one stage may take.")] = None,
 ) -> None:
     """Rebuild through Prefect what has changed; changes given here are for this rebuild alone."""
     from pipeline import overrides, plan, presets
 
     changes = presets.parsed(set_ or [])
-    overrides.recover_if_idle()
-    plan.text(preset, changes)  # a mistake is told before Prefect starts
+    with overrides.sole_rebuild():  # a mistake, or a rebuild that is at work here, is told before Prefect starts
+        plan.text(preset, changes)
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     from pipeline.flow import rebuild
 
-    state = rebuild(overrides=changes or None, preset=preset, force=force, return_state=True)
+    state = rebuild(
+        overrides=changes or None,
+        preset=preset,
+        force=force,
+        from_stage=from_,
+        until_stage=until,
+        stage_hours=stage_hours,
+        return_state=True,
+    )
     print(f"wordmill: {state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     if not state.is_completed():
         raise typer.Exit(1)
+
+
+@app.command()
+def server(
+    host: Annotated[str, typer.Option(help="The address to listen at; by default not from outside.")] = LOCAL,
+    port: Annotated[int, typer.Option(help="Agents find it by PREFECT_API_URL.")] = 4200,
+) -> None:
+    """Start the Prefect server: schedules, runs, logs, pages."""
+    from pipeline.agent import settings
+
+    arguments = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    os.execve(sys.executable, [sys.executable, *arguments], settings())
+
+
+@app.command()
+def deploy(
+    pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu",
+    at_once: Annotated[int, typer.Option(min=1, help="Runs that its agents, all together, run at a time.")] = 1,
+) -> None:
+    """Tell the Prefect server of the pool, the deployments, and what to do with runs whose agent is gone."""
+    from pipeline.deploy import deploy as tell
+
+    tell(pool, at_once)
+    print(f"work pool {pool}: at most {at_once} at a time; deployments rebuild/nightly, rebuild/manual")
+
+
+@app.command()
+def agent(pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu") -> None:
+    """Run what the Prefect server has for this checkout's pool, until stopped."""
+    from pipeline import agent as worker
+
+    worker.wait_for_server()
+    raise typer.Exit(worker.run(pool))
 
 
 @app.command()

@@ -5,7 +5,7 @@ signal, and an orchestrator's cancelling kills no grandchildren, so the process
 
 - is the leader of a session, and the whole session is ended (TERM, a time of grace, KILL) whatever way `run` is left;
 - is told by the kernel when the process that started it dies, however that happens;
-- is read by a thread, so that the waiting code wakes five times a second and can be cancelled.
+- is read by a thread, so that the waiting code wakes five times a second, and sees a wish to stop and a time limit.
 
 `--wait-for-lock` makes stages that run at the same time safe: without it one that ends while another holds DVC's lock
 fails and loses its outputs.
@@ -13,6 +13,7 @@ fails and loses its outputs.
 
 import contextlib
 import ctypes
+import math
 import os
 import queue
 import re
@@ -21,11 +22,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 
-from llm.errors import WordmillError
+from llm.errors import TransientError, WordmillError
 
 # What DVC says after each stage about commands to type next.
 HINTS = (
@@ -45,20 +46,41 @@ class Outcome(Enum):
 
 
 class StageFailedError(Exception):
-    """A stage ended with an error; the message is its last words."""
+    """A stage ended with an error; the message is its last words. `transient`: the same again may go well."""
+
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class StoppedError(Exception):
+    """A stage was stopped because `stop` was set."""
+
+
+class _Limit:
+    """When to leave a stage that still runs: at a wish, or after a time."""
+
+    def __init__(self, stop: threading.Event | None, seconds: float | None) -> None:
+        self._stop = stop
+        self._seconds = seconds
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+
+    def check(self, name: str) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise StoppedError(f"{name}: stopped; the next rebuild goes on where it stopped")
+        if time.monotonic() > self._end:
+            raise StageFailedError(
+                f"{name}: stopped at the time limit of {self._seconds:g} s; the next rebuild goes on where it stopped"
+            )
 
 
 def graph() -> dict[str, tuple[str, ...]]:
     """Every stage and those whose output it needs, each after these. Raises WordmillError."""
-    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    try:
-        with Repo() as repo:
-            edges = repo.index.graph  # from a stage to what it needs
-            needs = {stage.addressing: sorted(other.addressing for other in edges.successors(stage)) for stage in edges}
-    except DvcException as error:
-        raise WordmillError(f"DVC: {' '.join(str(error).split())}") from None
+    with _told(), Repo() as repo:
+        edges = repo.index.graph  # from a stage to what it needs
+        needs = {stage.addressing: sorted(other.addressing for other in edges.successors(stage)) for stage in edges}
     ordered: dict[str, tuple[str, ...]] = {}
 
     def visit(name: str) -> None:  # DVC has made sure that there is no cycle
@@ -70,6 +92,86 @@ def graph() -> dict[str, tuple[str, ...]]:
     for name in needs:
         visit(name)
     return ordered
+
+
+def between(graph: Mapping[str, tuple[str, ...]], first: str | None, last: str | None) -> list[str]:
+    """The stages from `first` on (it and all that follows from it) and up to `last` (it and all that it needs).
+
+    In the graph's order; None sets no end. Raises WordmillError for a name that is no stage's, or if none is left.
+    """
+    for option, name in (("from_stage", first), ("until_stage", last)):
+        if name is not None and name not in graph:
+            raise WordmillError(f"{option}: {name!r} is no stage; there are {', '.join(graph)}")
+    wanted = set(graph)
+    if last is not None:
+        wanted = {last}
+        for name in reversed(list(graph)):
+            if name in wanted:
+                wanted |= set(graph[name])
+    if first is not None:
+        following = {first}
+        for name, needed in graph.items():
+            if following & set(needed):
+                following.add(name)
+        wanted &= following
+    if not wanted:
+        raise WordmillError(f"from_stage, until_stage: {last} does not follow from {first}, so no stage is left")
+    return [name for name in graph if name in wanted]
+
+
+def check_inputs(graph: Mapping[str, tuple[str, ...]], wanted: Collection[str]) -> None:
+    """Raises WordmillError if a stage in `wanted` needs what a stage that is not in it should have made and has not."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        for name in wanted:
+            for other in graph[name]:
+                if other in wanted:
+                    continue
+                (stage,) = repo.stage.collect(other)
+                absent = [str(out) for out in stage.outs if not out.exists]
+                if absent:
+                    raise WordmillError(
+                        f"from_stage: {name} needs {absent[0]}, which {other} makes and which is not there; "
+                        f"begin at {other}"
+                    )
+
+
+def share_cache(root: Path, folder: Path) -> None:
+    """Have the checkout in `folder` use the cache of the one in `root`, run cache included."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        cache = repo.cache.local_cache_dir
+    with Repo(str(folder)) as repo, repo.config.edit("local") as config:
+        config["cache"]["dir"] = cache
+
+
+def checkout() -> None:
+    """Bring back every output that dvc.lock names and the cache holds; the others are made again."""
+    from dvc.repo import Repo
+
+    with _told(), Repo() as repo:
+        repo.checkout(force=True, allow_missing=True)
+
+
+def save_experiment(name: str, stages: Collection[str]) -> None:
+    """Save params, dvc.lock and metrics as the experiment `name`; `stages` are those whose outputs are there."""
+    from dvc.repo import Repo
+
+    with _told(), Repo() as repo:
+        repo.experiments.save(list(stages), name=name, force=True, include_untracked=["dvc.lock"])
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """DVC's own errors as one line."""
+    from dvc.exceptions import DvcException
+
+    try:
+        yield
+    except DvcException as error:
+        raise WordmillError(f"DVC: {' '.join(str(error).split())}") from None
 
 
 def is_unchanged(name: str) -> bool:
@@ -91,19 +193,32 @@ def run(
     tell: Callable[[str], None],
     force: bool = False,
     environment: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+    seconds: float | None = None,
 ) -> Outcome:
-    """Bring one stage up to date; `tell` gets each line of output. Raises StageFailedError."""
+    """Bring one stage up to date; `tell` gets each line of output.
+
+    `seconds` is the longest that it may take. Raises StageFailedError, and StoppedError soon after `stop` is set;
+    either way nothing of the stage runs any more.
+    """
     command = [sys.executable, "-m", "pipeline.dvc", str(os.getpid())]
     command += ["--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
+    limit = _Limit(stop, seconds)
+    limit.check(name)
     lines: list[str] = []
     with _session(command, environment or {}) as process:
         for line in _lines(process):
+            limit.check(name)
+            if line is None:
+                continue
             lines.append(line)
             if not line.startswith(HINTS):
                 tell(line)
         status = process.wait()
     if status:
-        raise StageFailedError(_last_words(name, lines, status))
+        told = f"exited with {TransientError.status}"  # DVC's own status is the same for every failure
+        transient = any(line.startswith("ERROR: ") and line.endswith(told) for line in lines)
+        raise StageFailedError(_last_words(name, lines, status), transient)
     if f"Stage '{name}' didn't change, skipping" in lines:
         return Outcome.UNCHANGED
     if f"Stage '{name}' is cached - skipping run, checking out outputs" in lines:
@@ -122,6 +237,8 @@ def repro(
     lines: list[str] = []
     with _session(command, environment or {}, folder) as process:
         for line in _lines(process):
+            if line is None:
+                continue
             lines.append(line)
             if not line.startswith(HINTS):
                 tell(line)
@@ -173,8 +290,11 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """The lines that a process prints, until it closes its output; a progress bar's returns end a line too."""
+def _lines(process: subprocess.Popen[str]) -> Iterator[str | None]:
+    """The lines that a process prints, until it closes its output; None at times while it prints none.
+
+    A progress bar's returns end a line too.
+    """
     pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     stream = process.stdout
     assert stream is not None
@@ -189,6 +309,7 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
         try:
             line = pieces.get(timeout=0.2)
         except queue.Empty:
+            yield None
             continue
         if line is None:
             return

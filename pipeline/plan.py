@@ -1,14 +1,25 @@
-"""What a rebuild starts from: checked params, and the folder to itself."""
+"""What a rebuild starts from: checked params, and the folder to itself.
+
+    python -m pipeline.plan '{"preset": "shakespeare", "changes": {"pretrain.steps": 200}}'
+
+writes params.yaml so. A flow runs this in the worktree of another commit, whose own schema and presets are asked.
+"""
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from llm.errors import WordmillError
 from pipeline import overrides, presets
+from pipeline.files import replace
 from stages import params, schema
 
 PARAMS = Path("params.yaml")
+READY = "params.yaml is ready"
 
 
 def text(preset: str | None, changes: Mapping[str, Any]) -> str | None:
@@ -25,3 +36,32 @@ def prepared(preset: str | None, changes: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block params.yaml is what the rebuild is to use, and no other rebuild runs in this folder."""
     with overrides.sole_rebuild(), overrides.applied(text(preset, changes)):
         yield
+
+
+def prepare(folder: Path, preset: str | None, changes: Mapping[str, Any]) -> None:
+    """Have the checkout in `folder` check and write its params.yaml by its own code. Raises WordmillError."""
+    wanted = json.dumps({"preset": preset, "changes": dict(changes)})
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.plan", wanted], cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode == WordmillError.status:
+        raise WordmillError(done.stderr.strip().splitlines()[-1])
+    if done.returncode or done.stdout.strip() != READY:  # a commit without this program says nothing, and does nothing
+        line = (done.stderr.strip().splitlines() or ["it is older than these deployments"])[-1]
+        raise WordmillError(f"commit: its params cannot be checked by its own code: {line}")
+
+
+def main() -> None:
+    wanted = json.loads(sys.argv[1])
+    try:
+        new = text(wanted["preset"], wanted["changes"])
+        if new is not None:
+            replace(PARAMS, new)
+        print(READY)
+    except WordmillError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.status)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ from llm.model import folder
 from llm.pair_scoring import SCOPES, Scope, encode_pairs
 from llm.preferences import read_pairs
 from llm.tokenizer.tokenizer import Tokenizer
+from stages.device import hold
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
 
@@ -28,6 +29,7 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.dpo
     compute = Compute(params.compute)
+    hold(stage.name, compute.device)
     tokenizer = Tokenizer.load(BASE)
     policy = folder.load(BASE)
 

@@ -26,6 +26,7 @@ from llm.parallel import Parallel, check
 from llm.pretrain import PretrainConfig, Record, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
+from stages.device import hold
 from stages.params import build
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
@@ -48,6 +49,7 @@ def run(params: Params, stage: Stage) -> None:
     compute = Compute(params.compute)
     several = config.parallel != "none"
     check(config.parallel, config.processes // nodes(config.processes) if several else 1, compute)
+    hold(stage.name, compute.device)
     tokenizer = Tokenizer.load(TOKENIZER)
     shards = ShardSet.open(SHARDS, tokenizer.fingerprint)
     batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)

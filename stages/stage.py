@@ -12,7 +12,7 @@
 - holds a lock per stage, for the same reason;
 - gives the stage a scratch folder `runs/<stage>/<fingerprint>/`. The fingerprint is taken from the params and the
   content of every dependency, so a run that was killed finds its own state again, and a changed run never finds a
-  stale one. The folder is removed once the stage has succeeded;
+  stale one. The folder is removed once the stage has succeeded (`stages.scratch`);
 - opens the MLflow run of the stage, and at the end gives it the figures of the stage's metrics files.
 """
 
@@ -22,7 +22,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -37,9 +36,9 @@ from llm.errors import WordmillError
 from stages import last_lines
 from stages import params as params_file
 from stages.metrics import numbers
+from stages.scratch import RUNS, scratch
 from stages.tracking import Tracker
 
-RUNS = Path("runs")
 LOCK_SECONDS = 10.0  # how long the end of a stopped predecessor may take
 P = TypeVar("P")
 
@@ -59,7 +58,10 @@ class Stage:
 
 
 def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
-    """Run one stage; never returns. Exit status 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run one stage; never returns.
+
+    Exit status 0, 2 for a user's mistake, 75 where the same again may go well, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     _signals.install()
     die_with_parent(signal.SIGTERM, os.getppid())
     last_lines.keep()
@@ -67,7 +69,7 @@ def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         _run(name, params_type, run)
     except WordmillError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except Exception as error:
         if not (problem := disk_problem(error)):
             raise
@@ -92,17 +94,13 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         dependencies, outs, metrics = _declared(name)
         inputs = {path: digest(Path(path)) for path in dependencies}
         fingerprint = hashlib.sha256(json.dumps([flat, inputs], sort_keys=True).encode()).hexdigest()[:16]
-        scratch = RUNS / name / fingerprint
-        for stale in [p for p in (RUNS / name).glob("*") if p != scratch]:
-            shutil.rmtree(stale)
-        scratch.mkdir(parents=True, exist_ok=True)
-        with Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint) as tracker:
-            run(params, Stage(name, scratch, tracker))
+        tracker = Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint)
+        with scratch(name, fingerprint) as folder, tracker:
+            run(params, Stage(name, folder, tracker))
             tracker.headlines({key: value for path in metrics for key, value in _figures(name, Path(path)).items()})
             if sources := params_file.named_files(flat):
                 tracker.sources({str(path): digest(path) for path in sources})
             tracker.outputs({path: digest(Path(path)) for path in [*outs, *metrics]})
-        shutil.rmtree(scratch)
 
 
 def digest(path: Path) -> str:

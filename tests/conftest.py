@@ -49,6 +49,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return address
 
 
+@pytest.fixture(scope="session", autouse=True)
+def locks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests do not wait for what else trains on this machine."""
+    os.environ["WORDMILL_LOCKS"] = str(tmp_path_factory.mktemp("locks"))
+
+
 @pytest.fixture
 def compute() -> Compute:
     return Compute(ComputeConfig(device="cpu", precision="fp32", tf32=False, compile=False, threads=1))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from llm.corpus.config import CorpusConfig
 from llm.corpus.files import Row, Unit, field_text
 from llm.corpus.normalise import Document
-from llm.errors import WordmillError
+from llm.errors import TransientError, WordmillError
 
 PATIENCE = 8.0  # seconds for the hub's first answer
 
@@ -117,7 +117,7 @@ def _ask_hub(config: CorpusConfig, where: str) -> str | None:
             f"{where}: HF_HUB_OFFLINE is set; unset it, or use corpus.source stories or files"
         ) from None
     except _troubles() as error:
-        raise WordmillError(
+        raise (TransientError if _is_passing(error) else WordmillError)(
             f"{where}: the hub cannot be reached ({_line(error)}); go online, or use corpus.source stories or files"
         ) from None
     licence = info.card_data.get("license") if info.card_data else None
@@ -132,7 +132,7 @@ def _rows(stream: Any, count: int, index: int, source: str, config: CorpusConfig
             row += 1
             yield Row(values, f"{source} row {row}")
     except _troubles() as error:
-        raise WordmillError(
+        raise (TransientError if _is_passing(error) else WordmillError)(
             f"data set {config.dataset}: {source} after row {row}: {_line(error)}; the next run goes on at this file"
         ) from None
 
@@ -143,6 +143,15 @@ def _troubles() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     return (OSError, ValueError, RuntimeError, DatasetsError, HfHubHTTPError, HTTPError)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the network or a busy hub is to blame."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return isinstance(error, HTTPError | ConnectionError | TimeoutError)
 
 
 def _short(name: str, config: CorpusConfig) -> str:

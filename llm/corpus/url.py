@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 from llm.corpus.config import CorpusConfig
 from llm.corpus.documents import sha256 as sha256_of
 from llm.corpus.files import Unit, read
-from llm.errors import WordmillError
+from llm.errors import TransientError, WordmillError
 from llm.progress import Progress, progress, say
 
 RETRIES = 5  # without a single new byte in between
@@ -105,12 +105,12 @@ def _fetch(url: str, part: Path, wait: Callable[[float], None]) -> bool:
                 arrived = _size(part) > before
                 tries = 1 if arrived else tries + 1
                 if tries > RETRIES:
-                    raise WordmillError(
+                    raise TransientError(
                         f"{url}: {lost}, {RETRIES} tries in vain; {_size(part)} bytes are kept, so try again later"
                     ) from None
                 pause = 2.0 ** (tries - 1) if lost.wait is None else lost.wait
                 if pause > LONGEST_WAIT:
-                    raise WordmillError(f"{url}: {lost}, and asks to wait {pause:.0f} s; try again then") from None
+                    raise TransientError(f"{url}: {lost}, and asks to wait {pause:.0f} s; try again then") from None
                 say(f"{file_name(url)}: {lost}; next try in {pause:.0f} s")
                 wait(pause)
 
@@ -139,9 +139,8 @@ def _attempt(url: str, part: Path, bar: Progress) -> None:
             raise WordmillError(f"{url}: the server answers {error.code} {reason}; check the address") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, socket.gaierror):
-            raise WordmillError(
-                f"{url}: host not found; check the address, and whether this machine is online"
-            ) from None
+            kind = TransientError if error.reason.errno == socket.EAI_AGAIN else WordmillError
+            raise kind(f"{url}: host not found; check the address, and whether this machine is online") from None
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise WordmillError(f"{url}: certificate refused: {error.reason.verify_message}") from None
         raise _Lost(f"no connection ({error.reason})") from None

@@ -14,7 +14,7 @@ PROGRAMS = Path(sys.executable).parent
 
 TOY = '''
 """A stage: writes what it got, so that its output is a function of its params and its inputs."""
-import sys, time
+import os, sys, time
 from pathlib import Path
 from ruamel.yaml import YAML
 
@@ -23,12 +23,21 @@ content = YAML(typ="safe").load(Path("params.yaml"))[section]
 if content.get("top_k") == 13:
     print("a line before it", flush=True)
     sys.exit(f"{name}: top_k: 13 is bad luck; use 12")
+flaky = Path(os.environ.get("FLAKY", "flaky"))
+if flaky.exists():
+    flaky.unlink()
+    print(f"{name}: the network was away", flush=True)
+    sys.exit(75)
 if content.get("top_k") == 14:
     Path("waiting").touch()
     time.sleep(600)
 print(f"made {name}", flush=True)
 Path(f"{name}.out").write_text(repr([name, sorted(content.items()), [Path(f"{n}.out").read_text() for n in needed]]))
-with open("ran.log", "a") as log:
+if name == "samples":
+    Path("samples.json").write_text(f'{{"top_k": {content["top_k"]}, "temperature": {content["temperature"]}}}')
+    Path("reports").mkdir(exist_ok=True)
+    Path("reports/samples.md").write_text("# Samples\\n\\nOnce there was\\n")
+with open(os.environ.get("RAN_LOG", "ran.log"), "a") as log:
     log.write(name + chr(10))
 '''
 
@@ -38,7 +47,8 @@ stages:
     cmd: exec python toy.py samples samples pretrain preferences
     deps: [toy.py, pretrain.out, preferences.out]
     params: [samples]
-    outs: [samples.out]
+    outs: [samples.out, reports/samples.md]
+    metrics: [samples.json: {cache: false}]
   pretrain: {cmd: exec python toy.py pretrain pretrain corpus, deps: [toy.py, corpus.out], params: [pretrain], outs: [pretrain.out]}
   preferences:
     cmd: exec python toy.py preferences preferences corpus

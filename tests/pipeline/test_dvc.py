@@ -114,6 +114,38 @@ def test_leaving_a_stage_ends_all_its_processes(checkout: Path) -> None:
     assert toys(checkout) == []
 
 
+def test_a_time_limit_ends_all_its_processes(checkout: Path) -> None:
+    for stage in ("corpus", "pretrain", "preferences"):
+        dvc.run(stage, lambda line: None)
+    change(samples__top_k=14)
+    with pytest.raises(dvc.StageFailedError, match=r"^samples: stopped at the time limit of 1\.5 s; ") as caught:
+        dvc.run("samples", lambda line: None, seconds=1.5)
+    assert not caught.value.transient
+    assert toys(checkout) == []
+    Path("flaky").touch()
+    with pytest.raises(dvc.StageFailedError, match=r"^samples: the network was away$") as caught:
+        dvc.run("samples", lambda line: None)
+    assert caught.value.transient
+
+
+def test_stages_from_and_until() -> None:
+    graph = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c"), "e": ("c",)}
+    assert dvc.between(graph, None, None) == ["a", "b", "c", "d", "e"]
+    assert dvc.between(graph, "b", None) == ["b", "d"]
+    assert dvc.between(graph, None, "d") == ["a", "b", "c", "d"]
+    assert dvc.between(graph, "c", "e") == ["c", "e"]
+    with pytest.raises(WordmillError, match=r"^from_stage, until_stage: e does not follow from b"):
+        dvc.between(graph, "b", "e")
+    with pytest.raises(WordmillError, match=r"^until_stage: 'f' is no stage; there are a, b, c, d, e"):
+        dvc.between(graph, None, "f")
+
+
+def test_beginning_after_a_stage_that_never_ran(checkout: Path) -> None:
+    graph = dvc.graph()
+    with pytest.raises(WordmillError, match=r"^from_stage: pretrain needs corpus\.out, which corpus makes and"):
+        dvc.check_inputs(graph, ["pretrain", "samples"])
+
+
 PARENT = "from pipeline import dvc; dvc.run('samples', print)"
 
 

@@ -1,0 +1,138 @@
+"""What a deployed rebuild knows of the agent that runs it: `wordmill agent`, a Prefect worker in a checkout.
+
+Prefect starts a flow's process in an empty folder, lets it outlive a worker that is killed, and would show it as
+running for ever if it were killed as well. So the agent says in the environment where its checkout is and which
+process it is; a flow works there, and stops when that process is no more. A heartbeat, for the automation that
+`wordmill deploy` makes, covers the rest.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from llm.errors import WordmillError
+from stages import lineage
+
+CHECKOUT = "WORDMILL_CHECKOUT"
+AGENT = "WORDMILL_AGENT"
+API = "http://127.0.0.1:4200/api"
+STOP_SECONDS = 25.0  # for flows to stop
+HEARTBEAT_SECONDS = "30"  # the most often that Prefect takes
+
+
+class AgentGoneError(Exception):
+    """The agent that started this rebuild is no more."""
+
+
+def settings() -> dict[str, str]:
+    """The environment of everything that talks to Prefect: this machine's server if none is named, no reports home."""
+    own = {"PREFECT_API_URL": API, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    return {**own, **os.environ}
+
+
+def run(pool: str) -> int:
+    """Run a Prefect worker for `pool` until it ends, or SIGTERM or Ctrl-C comes; its exit status, 0 after those.
+
+    Prefect's worker would wait for its flows then, for hours perhaps; here they are told to stop.
+    """
+    folder = Path.cwd()
+    if not (folder / "dvc.yaml").exists():
+        raise WordmillError(f"{folder}: no dvc.yaml; start the agent in the repository root")
+    environment = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT_SECONDS,
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        **settings(),
+        CHECKOUT: str(folder),
+        "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }
+    command = [sys.executable, "-m", "pipeline.agent", str(os.getpid()), pool]
+    stopping = threading.Event()
+    with subprocess.Popen(command, env=environment, start_new_session=True) as worker:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: stopping.set())
+        while worker.poll() is None:
+            if stopping.wait(0.2):
+                _stop(worker)
+                return 0
+        return worker.returncode
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    # A worker that is asked to end kills its flows before they can tell the server; one that stands still starts none.
+    worker.send_signal(signal.SIGSTOP)
+    flows = psutil.Process(worker.pid).children()
+    print(f"agent: stops{f', and {len(flows)} rebuild(s) with it' if flows else ''}", flush=True)
+    for flow in flows:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            flow.terminate()
+    end = time.monotonic() + STOP_SECONDS
+    while any(_is_alive(flow) for flow in flows) and time.monotonic() < end:
+        time.sleep(0.1)
+    for flow in flows:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            flow.kill()
+    worker.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _be_worker(parent: int, pool: str) -> None:
+    """What the worker's process does: tie its life to the agent's, then be Prefect's worker."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the kernel was asked
+            sys.exit(143)
+    environment = {**os.environ, AGENT: f"{os.getpid()} {lineage.started(os.getpid())}"}
+    # Prefect's worker keeps this process's number, and so the flows know it.
+    os.execve(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool], environment)
+
+
+def wait_for_server(seconds: float = 60) -> None:
+    """Until the server answers. Raises WordmillError."""
+    url = settings()["PREFECT_API_URL"]
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (OSError, ValueError) as error:
+            if time.monotonic() > end:
+                raise WordmillError(f"PREFECT_API_URL: {url}: no server answers ({error}); `make server`") from None
+        time.sleep(0.5)
+
+
+def enter_checkout() -> None:
+    """In a deployed flow: go to the agent's checkout. Raises WordmillError if an agent did not start it."""
+    from prefect.runtime import deployment
+
+    if folder := os.environ.get(CHECKOUT):
+        os.chdir(folder)
+    elif deployment.id:
+        raise WordmillError("the worker does not say where its checkout is; start it with `wordmill agent`")
+
+
+def check() -> None:
+    """Raises AgentGoneError in a flow whose agent has ended."""
+    if told := os.environ.get(AGENT):
+        pid, _, started = told.partition(" ")
+        if lineage.started(int(pid)) != started:
+            raise AgentGoneError("its agent was killed; the next rebuild goes on where it stopped")
+
+
+if __name__ == "__main__":
+    _be_worker(int(sys.argv[1]), sys.argv[2])

@@ -1,134 +1,137 @@
-"""Sampling: temperature, top-k and top-p, from prompts of any lengths in one batch, with a cache of fixed size.
+"""Continuing prompts, token by token: prompts of any lengths in one batch, each until it ends.
 
-Each prompt has a random stream of its own, drawn from (seed, its number), so what a prompt becomes does not depend on
-how many others it is sampled with. A token is drawn by inverting the cumulative distribution at one uniform number.
+What a prompt becomes is a function of the model, the prompt, the settings and its seed. `llm.sampling` says how a token
+is drawn, `llm.decoder` how the model reads. A text ends at the token `stop`, at so many new tokens, or at the context's
+end. There `past_context` has a word:
+
+- `stop`: prompt and text together fill the context at most.
+- `slide`: when the context of `block_size` tokens is full, its older half is forgotten, and the newer half is read
+  again from position 0 on; so the text goes on, and each token sees at least half a context. Of a prompt longer than
+  the context the newest half context is read. Penalties know the whole text nevertheless.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from llm.compute import Compute
-from llm.errors import ConfigError, WordmillError
-from llm.model.transformer import Cache, Transformer
+from llm.decoder import Decoder, TorchDecoder
+from llm.errors import WordmillError
+from llm.model.transformer import Transformer
+from llm.sampling import History, Sampling, Uniforms, draw
+
+PastContext = Literal["stop", "slide"]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. Filters apply in this order: temperature, top-k, top-p. Raises ConfigError."""
-
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # keep the k likeliest; 0 keeps all
-    top_p: float = 1.0  # keep the fewest likeliest whose shares reach p
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")
-        if self.top_k < 0:
-            raise ConfigError("top_k", f"{self.top_k} is negative; 0 keeps all tokens")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("top_p", f"{self.top_p} is not in (0, 1]")
-
-
-@torch.no_grad()
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling,
-    seed: int,
+    seed: int | Sequence[int],
     stop: int,
     compute: Compute,
     rows_at_once: int = 256,
+    past_context: PastContext = "stop",
 ) -> list[list[int]]:
-    """Continue each prompt (token ids, at least one) until the token `stop`, which is left out, or the limit.
+    """Continue each prompt (token ids, at least one); the token `stop` is left out.
 
-    The limit is `max_new_tokens` or what the model's context leaves after the prompt, whichever is less. Raises
-    WordmillError for a prompt that fills the context.
+    Prompt i draws from (seed, i), or with a sequence from seeds[i] alone. Raises WordmillError for an empty prompt and,
+    unless the context slides, for one that fills it.
     """
-    block_size = model.config.block_size
-    for number, prompt in enumerate(prompts):
-        if not 0 < len(prompt) < block_size:
-            raise WordmillError(
-                f"prompt {number + 1} has {len(prompt)} tokens; the context holds 1 to {block_size - 1}"
-            )
+    seeds = [Uniforms(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(map(Uniforms, seed))
+    check_fit(prompts, model.config.block_size, past_context)
     training = model.training
-    model.to(compute.device).eval()
+    decoder = TorchDecoder(model, compute)
     written: list[list[int]] = []
     for start in range(0, len(prompts), rows_at_once):
-        part = prompts[start : start + rows_at_once]
-        streams = [_uniforms(seed, start + row, max_new_tokens) for row in range(len(part))]
-        written += _generate_batch(model, part, torch.stack(streams), sampling, stop, compute)
+        part = slice(start, start + rows_at_once)
+        writing = Writing(decoder, prompts[part], seeds[part], max_new_tokens, sampling, stop, past_context)
+        while writing.going:
+            writing.step()
+        written += writing.written
     model.train(training)
     return written
 
 
-def _generate_batch(
-    model: Transformer,
-    prompts: Sequence[Sequence[int]],
-    uniforms: Tensor,
-    sampling: Sampling,
-    stop: int,
-    compute: Compute,
-) -> list[list[int]]:
-    device = compute.device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    block_size = model.config.block_size
-    room = min(block_size, int(lengths.max()) + uniforms.shape[1])
-    written: list[list[int]] = [[] for _ in prompts]
-    going = torch.arange(len(prompts), device=device)  # rows still being written
-    with compute.autocast():
-        cache = Cache(model.config, len(prompts), room, torch.empty(0, dtype=compute.dtype, device=device))
-        states = model.hidden(ids.to(device), cache)
-        cache.lengths.copy_(lengths)  # padding written past a prompt's end is overwritten before it is ever seen
-        last = states[going, lengths - 1]
-        for position in range(uniforms.shape[1]):
-            tokens = draw(model.head(last).float(), uniforms[going.cpu(), position].to(device), sampling)
-            alive = []
-            for place, (row, token) in enumerate(zip(going.tolist(), tokens.tolist(), strict=True)):
-                if token == stop:
-                    continue
-                written[row].append(token)
-                if len(prompts[row]) + len(written[row]) < block_size:
-                    alive.append(place)
-            if not alive:
-                break
-            if len(alive) < len(going):
-                keep = torch.tensor(alive, device=device)
-                going, tokens = going[keep], tokens[keep]
-                cache.keep(keep)
-            last = model.hidden(tokens[:, None], cache)[:, -1]
-    return written
+def check_fit(prompts: Sequence[Sequence[int]], block_size: int, past_context: PastContext) -> None:
+    """Raises WordmillError for the first prompt that cannot be continued."""
+    for number, prompt in enumerate(prompts):
+        if not prompt or (len(prompt) >= block_size and past_context == "stop"):
+            raise WordmillError(
+                f"prompt {number + 1} has {len(prompt)} tokens; the context holds 1 to {block_size - 1}"
+            )
 
 
-def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row from logits (B, V) and uniform numbers (B,)."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = filtered(logits / sampling.temperature, sampling)
-    shares = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    places = torch.searchsorted(shares, (uniforms.double() * shares[:, -1])[:, None], right=True)
-    return places[:, 0].clamp(max=logits.shape[-1] - 1)
+class Writing:
+    """A batch on its way. Prompts must fit (`check_fit`)."""
 
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Uniforms],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stop: int,
+        past_context: PastContext,
+    ) -> None:
+        self.written: list[list[int]] = [[] for _ in prompts]
+        self.going = list(range(len(prompts)))  # rows that get a token in the next step
+        self.block_size = decoder.config.block_size
+        self._prompts = prompts
+        self._seeds = seeds
+        self._limit = max_new_tokens
+        self._sampling = sampling
+        self._stop = stop
+        self._slides = past_context == "slide"
+        begun = [list(p if len(p) <= self.block_size else p[-(self.block_size // 2) :]) for p in prompts]
+        self._held = [len(ids) for ids in begun]  # tokens that the decoder holds of each row
+        self._reading = decoder.read(begun, min(self.block_size, max(self._held) + max_new_tokens))
+        self._rows = self.going  # those of `_reading`
+        self._tokens: torch.Tensor | None = None  # drawn for them and not read yet
+        self._history = History(prompts, decoder.vocab_size, decoder.compute.device) if sampling.penalises else None
 
-def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits (B, V) with what top-k and then top-p exclude at minus infinity."""
-    if 0 < sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    if sampling.top_p < 1:
-        ordered, places = logits.sort(dim=-1, descending=True)
-        shares = ordered.softmax(dim=-1)
-        excluded = shares.cumsum(dim=-1) - shares >= sampling.top_p  # what stands before it already reaches p
-        logits = logits.masked_fill(excluded.scatter(-1, places, excluded), float("-inf"))
-    return logits
+    def step(self) -> list[tuple[int, int, torch.Tensor]]:
+        """Draw a token for each row that is going: its number, the token, and the model's own logits (V,)."""
+        if self._tokens is not None:
+            self._read(self._tokens)
+        own = self._reading.logits
+        logits = own if self._history is None else self._history.penalised(own, self._sampling)
+        uniforms = [self._seeds[row].next() for row in self._rows]
+        self._tokens = draw(logits, torch.tensor(uniforms, dtype=torch.float64, device=own.device), self._sampling)
+        drawn = list(zip(self._rows, self._tokens.tolist(), own, strict=True))
+        self.going = []
+        for row, token, _ in drawn:
+            if token == self._stop:
+                continue
+            self.written[row].append(token)
+            within = self._slides or len(self._prompts[row]) + len(self.written[row]) < self.block_size
+            if within and len(self.written[row]) < self._limit:
+                self.going.append(row)
+        return drawn
 
+    def drop(self, row: int) -> None:
+        """End this row here."""
+        self.going = [other for other in self.going if other != row]
 
-def _uniforms(seed: int, number: int, count: int) -> Tensor:
-    mixed = (seed * 0x9E3779B97F4A7C15 + number * 0xBF58476D1CE4E5B9 + 1) % 2**63
-    return torch.rand(count, generator=torch.Generator().manual_seed(mixed), dtype=torch.float64)
+    def _read(self, tokens: torch.Tensor) -> None:
+        """The last tokens, of the rows that go on."""
+        if len(self.going) < len(self._rows):
+            places = {row: place for place, row in enumerate(self._rows)}
+            keep = torch.tensor([places[row] for row in self.going], device=tokens.device)
+            tokens = tokens[keep]
+            self._reading.keep(keep)
+            if self._history is not None:
+                self._history.keep(keep)
+            self._rows = self.going
+        if self._history is not None:
+            self._history.add(tokens)
+        for place, row in enumerate(self._rows):
+            if self._held[row] == self.block_size:
+                half = self.block_size // 2
+                self._reading.again(place, [*self._prompts[row], *self.written[row][:-1]][-half:])
+                self._held[row] = half
+            self._held[row] += 1
+        self._reading.step(tokens)

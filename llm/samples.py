@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
-from llm.generate import Sampling
+from llm.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,11 @@ class SamplesConfig:
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    stop: tuple[str, ...]  # a text ends before the first of these
     seed: int
 
     def __post_init__(self) -> None:
@@ -25,12 +30,26 @@ class SamplesConfig:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
         if any(not prompt.strip() for prompt in self.prompts):
             raise ConfigError("prompts", "one of them is empty; give some text to begin with")
+        if "" in self.stop:
+            raise ConfigError("stop", "one of them is empty; give the text to stop at")
         _ = self.sampling  # it checks its own limits
 
     @property
     def sampling(self) -> Sampling:
         """How each next token is drawn."""
-        return Sampling(self.temperature, self.top_k, self.top_p)
+        return Sampling(
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            self.presence_penalty,
+            self.frequency_penalty,
+        )
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first stop string in it."""
+        return text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def opening(text: str, characters: int) -> str:

@@ -41,7 +41,7 @@ def run(params: Params, stage: Stage) -> None:
         check_fit(encoded, bool(config.prompts), model.config.block_size)
         end = tokenizer.end_of_text
         ids = generate(model, encoded, config.max_new_tokens, config.sampling, config.seed, end, compute)
-        written[name] = [tokenizer.decode(row) for row in ids]
+        written[name] = [config.cut(tokenizer.decode(row)) for row in ids]
     samples = [
         {"prompt": prompt, "base": base, "dpo": dpo}
         for prompt, base, dpo in zip(prompts, written["base"], written["dpo"], strict=True)
@@ -66,11 +66,13 @@ def check_fit(prompts: list[list[int]], own: bool, block_size: int) -> None:
 
 def markdown(samples: list[dict[str, str]], sampling: Sampling) -> str:
     """A page with a section a prompt; the prompt is bold, what a model wrote follows it."""
-    parts = [
-        "# Samples\n",
-        f"Temperature {sampling.temperature}, top-k {sampling.top_k or 'off'}, "
-        f"top-p {sampling.top_p if sampling.top_p < 1 else 'off'}. The prompt is bold; each model wrote the rest.\n",
-    ]
+    settings = f"Temperature {sampling.temperature}, top-k {sampling.top_k or 'off'}"
+    settings += f", top-p {sampling.top_p if sampling.top_p < 1 else 'off'}"
+    plain = Sampling()
+    for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        if (value := getattr(sampling, name)) != getattr(plain, name):
+            settings += f", {name.replace('_', '-' if name == 'min_p' else ' ')} {value}"
+    parts = ["# Samples\n", f"{settings}. The prompt is bold; each model wrote the rest.\n"]
     for number, sample in enumerate(samples, start=1):
         parts.append(f"## {number}\n")
         for name, title in (("base", "Base model"), ("dpo", "After DPO")):

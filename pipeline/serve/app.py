@@ -25,7 +25,6 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm.compute import Compute
-from llm.generate import Sampling
 from llm.model.transformer import Transformer
 from llm.tokenizer.tokenizer import Tokenizer
 from pipeline.serve import completion
@@ -195,7 +194,6 @@ def plan(wanted: CompletionRequest, served: Served) -> tuple[list[Work], int]:
     """The continuations to write, one a choice, and the tokens of all prompts. Raises APIError."""
     block_size = served.model.config.block_size
     seed = secrets.randbits(62) if wanted.seed is None else wanted.seed
-    sampling = Sampling(wanted.temperature, wanted.top_k, wanted.top_p)
     works: list[Work] = []
     count = 0
     for prompt in wanted.prompts:
@@ -210,7 +208,7 @@ def plan(wanted: CompletionRequest, served: Served) -> tuple[list[Work], int]:
             raise APIError(400, message, "prompt" if room < 1 else "max_tokens", "context_length_exceeded")
         count += len(ids)
         for _ in range(wanted.n):
-            one = Wanted(ids, limit, sampling, (seed + len(works)) % 2**63, wanted.stops, wanted.logprobs)
+            one = Wanted(ids, limit, wanted.sampling, (seed + len(works)) % 2**63, wanted.stops, wanted.logprobs)
             works.append(partial(completion.write, served.model, served.tokenizer, one, served.compute))
     return works, count
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from llm.compute import Compute
-from llm.generate import Sampling, draw
 from llm.model.transformer import Cache, Transformer
+from llm.sampling import Sampling, draw
 from llm.tokenizer.tokenizer import Tokenizer
 
 

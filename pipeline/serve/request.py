@@ -1,6 +1,7 @@
 """What a client may ask for, read strictly, and how it is told that it may not.
 
-The fields are those of OpenAI's `/v1/completions`, with the same meanings and defaults, and `top_k`. What is not
+The fields are those of OpenAI's `/v1/completions`, with the same meanings and defaults, and `top_k`, `min_p` and
+`repetition_penalty`. What is not
 supported is refused and not passed over, since it would change the text. Errors have OpenAI's form, so that its client
 raises the right exception.
 """
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llm.sampling import Sampling
 
 MAX_CHOICES = 16  # prompts times n
 MAX_STOPS = 4
@@ -43,6 +46,10 @@ class CompletionRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0, le=2**31)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -55,14 +62,25 @@ class CompletionRequest(BaseModel):
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
 
     @property
     def prompts(self) -> Sequence[str | list[int]]:
         """The prompts as a list, whether one or several were given."""
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return self.prompt if several else [self.prompt]  # type: ignore[return-value,list-item]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each token is drawn."""
+        return Sampling(
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            self.presence_penalty,
+            self.frequency_penalty,
+        )
 
     @property
     def stops(self) -> list[str]:

@@ -1,42 +1,13 @@
-"""Sampling against `transformers`' filters, against frequencies, and against itself in other batches."""
+"""Continuations against themselves in other batches and against recomputing everything."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from llm.compute import Compute
-from llm.errors import ConfigError, WordmillError
-from llm.generate import Sampling, draw, filtered, generate
+from llm.errors import WordmillError
+from llm.generate import generate
 from llm.model.transformer import Transformer
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 10**6), top_k=st.integers(1, 40), top_p=st.floats(0.05, 0.99))
-def test_filters_are_those_of_transformers(seed: int, top_k: int, top_p: float) -> None:
-    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed)) * 3
-    theirs = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, logits))
-    ours = filtered(logits, Sampling(1.0, top_k, top_p))
-    assert torch.equal(ours.isinf(), theirs.isinf())
-    assert torch.equal(ours[~ours.isinf()], logits[~ours.isinf()])
-
-
-def test_draws_follow_the_distribution() -> None:
-    """Chi-squared over 8 tokens: 7 degrees of freedom, 24.3 is the 0.1 % point."""
-    logits = torch.linspace(-1, 1, 8)
-    n = 20_000
-    uniforms = torch.rand(n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    tokens = draw(logits.expand(n, 8), uniforms, Sampling(temperature=0.7))
-    expected = (logits / 0.7).softmax(0) * n
-    statistic = ((tokens.bincount(minlength=8) - expected) ** 2 / expected).sum()
-    assert statistic < 24.3
-
-
-def test_a_token_of_no_probability_is_never_drawn() -> None:
-    logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]])
-    for uniform in (0.0, 0.5, 1 - 1e-12):
-        assert draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling()).item() == 1
+from llm.sampling import Sampling
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -73,7 +44,42 @@ def test_prompts_that_do_not_fit_are_refused(tiny_model: Transformer, compute: C
         generate(tiny_model, [[]], 5, Sampling(), 0, 0, compute)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        Sampling(**wrong)
+def test_a_prompt_with_its_own_seed_gives_the_same_text_at_any_place(tiny_model: Transformer, compute: Compute) -> None:
+    prompts, seeds = [[1, 2, 3], [4], [5, 6, 7, 8, 9]], [11, 12, 13]
+    sampling = Sampling(min_p=0.01, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.5)
+    forward = generate(tiny_model, prompts, 12, sampling, seeds, stop=0, compute=compute)
+    backward = generate(tiny_model, prompts[::-1], 12, sampling, seeds[::-1], stop=0, compute=compute)
+    alone = [generate(tiny_model, [p], 12, sampling, [s], 0, compute)[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert forward == backward[::-1] == alone
+    shorter = generate(tiny_model, prompts, 5, sampling, seeds, stop=0, compute=compute)
+    assert shorter == [row[:5] for row in forward]
+
+
+def test_penalties_count_prompt_and_text_as_they_say(tiny_model: Transformer, compute: Compute) -> None:
+    """Greedy text against recomputing everything, with OpenAI's and CTRL's formulas written out token by token."""
+    prompt = [7, 8, 9]
+    sampling = Sampling(0.0, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.7)
+    (written,) = generate(tiny_model, [prompt], 20, sampling, 0, stop=-1, compute=compute)
+    (free,) = generate(tiny_model, [prompt], 20, Sampling(0.0), 0, stop=-1, compute=compute)
+    ids: list[int] = []
+    for _ in range(20):
+        logits = tiny_model(torch.tensor([prompt + ids]))[0, -1].tolist()
+        for token in set(prompt + ids):
+            logits[token] *= 1.3 if logits[token] < 0 else 1 / 1.3
+        for token in set(ids):
+            logits[token] -= 0.4 + 0.7 * ids.count(token)
+        ids.append(max(range(len(logits)), key=logits.__getitem__))
+    assert written == ids
+    assert written != free
+
+
+def test_past_the_context_the_newer_half_is_read_again(tiny_model: Transformer, compute: Compute) -> None:
+    block_size = tiny_model.config.block_size
+    prompts = [[7, 8], list(range(1, 30)), [index % 60 for index in range(45)]]
+    slid = generate(tiny_model, prompts, 80, Sampling(0.0), 0, -1, compute, past_context="slide")
+    for prompt, text in zip(prompts, slid, strict=True):
+        window = prompt if len(prompt) <= block_size else prompt[-block_size // 2 :]
+        for token in text:
+            assert token == int(tiny_model(torch.tensor([window]))[0, -1].argmax())
+            window = [*(window if len(window) < block_size else window[-block_size // 2 :]), token]
+        assert len(text) == 80

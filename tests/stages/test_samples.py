@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from llm.errors import WordmillError
-from llm.generate import Sampling
+from llm.sampling import Sampling
 from stages.samples import check_fit, markdown, quoted
 
 

@@ -18,7 +18,9 @@ Sequence i of the run is window i mod W of epoch i div W, and step N holds the s
 run asks for step N and gets it. Processes that share a batch take slices of the same one.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from llm.errors import WordmillError
 from llm.shards import ShardSet
 
 ROUNDS = 6
+B = TypeVar("B")
 
 
 class Batches:
@@ -133,6 +136,17 @@ class Batches:
             return starts[low:high] - start
         head = self._document_starts(start, size - start)
         return np.concatenate([head, self._document_starts(0, start + length - size) + (size - start)])
+
+
+def ahead(load: Callable[[int], B], steps: range) -> Iterator[tuple[int, B]]:
+    """Each step with what `load` gives for it, which a thread prepares while the one before is in use."""
+    with ThreadPoolExecutor(1) as reader:
+        following = {step: reader.submit(load, step) for step in steps[:1]}
+        for step in steps:
+            batch = following.pop(step).result()
+            if step + 1 in steps:
+                following[step + 1] = reader.submit(load, step + 1)
+            yield step, batch
 
 
 class Windows:

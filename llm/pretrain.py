@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llm import checkpoint, nonfinite
+from llm.batches import ahead
 from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
 from llm.gradients import Batch, backward
@@ -182,8 +183,9 @@ def pretrain(
     flops_per_step = 0
     peak = compute.measure_peak() * parallel.world
     watch = _Stopwatch()
+    load = partial(_batch, batches, config, compute, parallel.rank)
     with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
-        for step in range(start, config.steps):
+        for step, batch in ahead(load, range(start, config.steps)):
             done = step + 1
             last = done == config.steps
             logging = done % config.log_every == 0 or last or done == 1
@@ -194,7 +196,6 @@ def pretrain(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, group["peak"])
 
-            batch = _batch(batches, step, config, compute, parallel.rank)
             loss, states = backward(
                 model, hidden, batch, config.micro_batch_size, config.seed, compute, guard, parallel.micro_batch
             )
@@ -212,7 +213,7 @@ def pretrain(
             if logging or evaluating or sampling or regular or compute.device.type == "cpu":
                 frozen_at = guard.frozen_at()
                 if frozen_at is not None:
-                    bad = parallel.gathered_batch(_batch(batches, frozen_at, config, compute, parallel.rank))
+                    bad = parallel.gathered_batch(load(frozen_at))
                     report = partial(
                         nonfinite.report, batch=bad, settings=config, compute=compute, guard=guard, folder=checkpoints
                     )
@@ -325,11 +326,15 @@ def restore(
     return step, [Record(**{**record, "resumed": True}) for record in state["records"]]
 
 
-def _batch(batches: BatchSource, step: int, config: PretrainConfig, compute: Compute, rank: int) -> Batch:
-    x, y = (torch.from_numpy(array).to(compute.device) for array in batches.batch(step))
-    documents = None
-    if config.mask_documents:
-        documents = torch.from_numpy(batches.positions(step)[0]).to(compute.device)
+def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int) -> Batch:
+    def put(array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if compute.device.type == "cuda":  # from pinned memory the copy goes on beside the computation
+            tensor = tensor.pin_memory()
+        return tensor.to(compute.device, non_blocking=True)
+
+    x, y = map(put, batches.batch(step))
+    documents = put(batches.positions(step)[0]) if config.mask_documents else None
     return Batch(step, x, y, documents, first=rank * len(x))
 
 

@@ -1,5 +1,6 @@
 """Batches are a function of (seed, step): each window once an epoch, whatever the number of processes."""
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm.batches import LAYOUTS, Batches, best_fit, permuted
+from llm.batches import LAYOUTS, Batches, ahead, best_fit, permuted
 from llm.errors import WordmillError
 from llm.shards import ShardSet, write_index, write_shards
 from llm.tokenizer.bulk import encode_batches
@@ -217,3 +218,24 @@ def test_reading_takes_little_time(packing: str) -> None:
     for step in range(10):
         batches.batch(step)
     assert (time.process_time() - began) / 10 < 0.02
+
+
+def test_the_next_batch_is_prepared_while_one_is_in_use() -> None:
+    begun = [threading.Event() for _ in range(5)]
+
+    def load(step: int) -> int:
+        begun[step].set()
+        return step * step
+
+    for step, batch in ahead(load, range(2, 5)):
+        assert batch == step * step
+        assert step == 4 or begun[step + 1].wait(10)  # though nobody has asked for it
+    assert not begun[1].is_set()
+    assert list(ahead(load, range(3, 3))) == []
+
+
+def test_an_error_in_preparing_comes_at_its_step() -> None:
+    steps = ahead(lambda step: [10, 20][step], range(3))
+    assert [next(steps), next(steps)] == [(0, 10), (1, 20)]
+    with pytest.raises(IndexError):
+        next(steps)

@@ -60,6 +60,12 @@ def find(model: Transformer, compute: Compute) -> Finding | None:
     return investigate(model, batch, PRETRAIN, compute, Guard(compute.device, 0, compute.scales_loss))
 
 
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches do things to the model here on their way, so none may be prepared ahead of its step."""
+    monkeypatch.setattr("llm.pretrain.ahead", lambda load, steps: ((step, load(step)) for step in steps))
+
+
 @pytest.fixture
 def model(tiny_config: ModelConfig) -> Transformer:
     model = Transformer(replace(tiny_config, tie_head=False), 64)

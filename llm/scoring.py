@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens: what evaluation, DPO and its reference all compute, written once.
 
 Blocks run in the compute's format; the head and the softmax run in fp32, and only at the positions that are asked
-for, since a rounded logit costs a sum of log-probabilities its second decimal. Without gradients they run for `CHUNK`
-positions at a time, so that no more logits than that are ever held.
+for, since a rounded logit costs a sum of log-probabilities its second decimal. They run for `CHUNK` positions at a
+time, so that no more logits than that are ever held.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from llm.compute import Compute
+from llm.loss import CHUNK, token_logprobs
 from llm.model.transformer import Transformer
-
-CHUNK = 512  # positions whose logits are held at a time, without gradients
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,8 @@ class Predictions:
 def logprobs(model: Transformer, segments: Sequence[Segment], compute: Compute) -> Tensor:
     """Sum of log-probabilities in nats of each segment's scored tokens, (len(segments),), differentiable."""
     states, targets, rows = _states(model, segments, compute)
-    each = -F.cross_entropy(model.head(states), targets, reduction="none")
+    with compute.autocast():
+        each = token_logprobs(states, model.head.weight, targets)
     return torch.zeros(len(segments), device=compute.device).index_add(0, rows, each)
 
 

@@ -1,6 +1,7 @@
 """A sweep over toy stages: what is checked first, what runs how often, what the table and MLflow hold."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from mlflow import MlflowClient
 
 from llm.errors import WordmillError
 from pipeline import sweep
+
+REPO = Path(__file__).parents[2]
 
 
 def git(*arguments: str) -> str:
@@ -38,6 +41,13 @@ def built(checkout: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"sweep-{checkout}")
     return checkout
+
+
+@pytest.fixture
+def defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the default params and nothing else."""
+    shutil.copy(REPO / "presets/default.yaml", tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
 
 
 def test_every_point_and_each_stage_once(built: Path, store: str) -> None:
@@ -78,12 +88,12 @@ def test_every_point_and_each_stage_once(built: Path, store: str) -> None:
         ([], "give params"),
     ],
 )
-def test_wrong_grids_are_refused_before_anything_starts(checkout: Path, settings: list[str], message: str) -> None:
+def test_wrong_grids_are_refused_before_anything_starts(defaults: None, settings: list[str], message: str) -> None:
     with pytest.raises(WordmillError, match=message):
         sweep.points(settings)
 
 
-def test_the_grid_is_the_product_in_order(checkout: Path) -> None:
+def test_the_grid_is_the_product_in_order(defaults: None) -> None:
     grid = sweep.points(["dpo.beta=[0.1, 0.2]", "samples.seed=[1, 2, 3]"])
     assert [tuple(point.values.values()) for point in grid] == [(b, s) for b in (0.1, 0.2) for s in (1, 2, 3)]
     assert all("beta: 0.2" in point.params for point in grid[3:])

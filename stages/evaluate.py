@@ -57,6 +57,9 @@ def run(params: Params, stage: Stage) -> None:
     is_stories = manifest(CORPUS)["source"] == "stories"
     texts = {split: sample(CORPUS / split, config.documents) for split in ("val", "test")}
     texts["train"] = sample(CORPUS / "train", len(texts["val"]))
+    if not is_stories:  # a corpus of one long text has a training document many times as long as val's
+        longest = max(map(len, texts["val"]))
+        texts["train"] = [text[:longest] for text in texts["train"]]
     exact = {split: np.array([bits(text) for text in texts[split]]) for split in texts if is_stories}
     grammar = read_minimal_pairs(config.minimal_pairs, stage.scratch)
 

@@ -5,7 +5,7 @@ Two kinds with one interface:
 - `TorchDecoder` runs the model itself, with a cache of keys and values of fixed size, the rows of a batch together. It
   goes wherever torch goes, and is the one for large batches: the stages use it.
 - `CompiledDecoder` (`compiled_decoder.py`) is for the CPU: a step is one call of machine code, and each row's figures
-  are the same whatever the batch. `wordmill generate` and `wordmill serve` use it.
+  are the same whatever the batch. `wordmill generate` uses it.
 
 Shapes: B rows, T positions, V vocabulary.
 """

@@ -64,6 +64,12 @@ def check_fit(prompts: Sequence[Sequence[int]], block_size: int, past_context: P
             )
 
 
+def stop_place(text: str, stops: Sequence[str]) -> int | None:
+    """Where the stop string begins that is complete first in `text`; None if there is none."""
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
 class Writing:
     """A batch on its way. Prompts must fit (`check_fit`)."""
 

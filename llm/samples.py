@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
+from llm.generate import stop_place
 from llm.sampling import Sampling
 
 
@@ -48,8 +49,8 @@ class SamplesConfig:
         )
 
     def cut(self, text: str) -> str:
-        """`text` up to the first stop string in it."""
-        return text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
+        """`text` up to the stop string that is complete first."""
+        return text[: stop_place(text, self.stop)]
 
 
 def opening(text: str, characters: int) -> str:

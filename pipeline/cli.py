@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llm.errors import WordmillError
+from llm.errors import ConfigError, WordmillError
 from pipeline import run_commands
 
 PARAMS = Path("params.yaml")
@@ -156,12 +156,57 @@ def serve(
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 64,
 ) -> None:
     """Serve models as OpenAI's /v1/completions, and a page to play with."""
+    from pipeline.options import compute_config
     from pipeline.serve.app import Limits
-    from pipeline.serve.server import DEFAULT, compute_config, load
+    from pipeline.serve.server import DEFAULT, load
     from pipeline.serve.server import serve as answer
 
-    config = compute_config(device, precision, threads)
+    config = compute_config("wordmill serve", device, precision, threads)
     answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str] | None, typer.Argument(help="Texts to continue.")] = None,
+    model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/dpo"),
+    file: Annotated[Path | None, typer.Option(help="A prompt a line; - or nothing is standard input.")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="The file is one prompt, line ends and all.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens, at most.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the fewest whose shares reach p.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Keep those at least p times as likely as the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 against tokens of prompt and text.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="-2 to 2, against tokens that were written.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="-2 to 2, the same, for each time.")] = 0.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    seed: Annotated[int, typer.Option(help="The same text for the same seed, whatever else is written.")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="Texts a prompt, with seeds one behind the other.")] = 1,
+    slide: Annotated[bool, typer.Option("--slide", help="Past the context, forget its older half and go on.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a text.")] = False,
+    logprobs: Annotated[int | None, typer.Option(min=0, max=20, help="With --json: tokens, and the likeliest.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Continue texts with a model; on a terminal, as they are written."""
+    from llm.sampling import Sampling
+    from llm.streaming import Wanted
+    from pipeline import generate as generating
+    from pipeline.options import compute_config
+
+    config = compute_config("wordmill generate", device, precision, threads)
+    if logprobs is not None and not as_json:
+        raise WordmillError("--logprobs: they are shown with --json only")
+    if "" in (stop or []):
+        raise WordmillError("--stop: the text to stop at is empty")
+    try:
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty)
+    except ConfigError as error:
+        raise WordmillError(f"--{error.field.replace('_', '-')}: {error.problem}") from None
+    wanted = Wanted(max_tokens, sampling, stop or [], logprobs, "slide" if slide else "stop")
+    texts = generating.prompts(prompt or [], file, whole, sys.stdin)
+    generating.generate(model, texts, count, seed, wanted, config, as_json)
 
 
 run_commands.add_to(app)

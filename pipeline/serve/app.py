@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,11 +24,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llm.compute import Compute
-from llm.model.transformer import Transformer
+from llm.decoder import Decoder
+from llm.streaming import Piece, Token, Wanted, write
 from llm.tokenizer.tokenizer import Tokenizer
-from pipeline.serve import completion
-from pipeline.serve.completion import Piece, Token, Wanted
 from pipeline.serve.engine import Engine, Full, Job, Work
 from pipeline.serve.request import APIError, CompletionRequest, parse
 
@@ -50,11 +48,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Served:
-    """A model that answers, on the device of its compute."""
+    """A model that answers."""
 
-    model: Transformer
+    decoder: Decoder
     tokenizer: Tokenizer
-    compute: Compute
     created: int  # seconds since 1970
 
     @cached_property
@@ -65,7 +62,7 @@ class Served:
 
 def build(models: Mapping[str, Served], limits: Limits, hosts: Sequence[str] = ()) -> FastAPI:
     """The application. `hosts`, if any, are the only names by which it may be addressed."""
-    threads = next(iter(models.values())).compute.threads
+    threads = next(iter(models.values())).decoder.compute.threads
     reading = asyncio.Semaphore(limits.bodies)
 
     @contextlib.asynccontextmanager
@@ -160,7 +157,7 @@ def find(models: Mapping[str, Served], name: str) -> Served:
 
 
 def described(name: str, served: Served) -> dict[str, Any]:
-    config = served.model.config
+    config = served.decoder.config
     return {
         "id": name,
         "object": "model",
@@ -192,7 +189,7 @@ async def read(request: Request, limits: Limits) -> bytes:
 
 def plan(wanted: CompletionRequest, served: Served) -> tuple[list[Work], int]:
     """The continuations to write, one a choice, and the tokens of all prompts. Raises APIError."""
-    block_size = served.model.config.block_size
+    block_size = served.decoder.config.block_size
     seed = secrets.randbits(62) if wanted.seed is None else wanted.seed
     works: list[Work] = []
     count = 0
@@ -208,18 +205,23 @@ def plan(wanted: CompletionRequest, served: Served) -> tuple[list[Work], int]:
             raise APIError(400, message, "prompt" if room < 1 else "max_tokens", "context_length_exceeded")
         count += len(ids)
         for _ in range(wanted.n):
-            one = Wanted(ids, limit, wanted.sampling, (seed + len(works)) % 2**63, wanted.stops, wanted.logprobs)
-            works.append(partial(completion.write, served.model, served.tokenizer, one, served.compute))
+            how = Wanted(limit, wanted.sampling, wanted.stops, wanted.logprobs)
+            works.append(partial(continuation, served, ids, (seed + len(works)) % 2**63, how))
     return works, count
+
+
+def continuation(served: Served, prompt: Sequence[int], seed: int, wanted: Wanted) -> Iterator[Piece]:
+    """The pieces of one choice."""
+    return (piece for _, piece in write(served.decoder, served.tokenizer, [prompt], [seed], wanted))
 
 
 def encoded(prompt: str | list[int], served: Served) -> list[int]:
     """A prompt's tokens: text after the token that begins every text, token ids as they are. Raises APIError."""
     if not isinstance(prompt, str):
-        if max(prompt) >= served.model.vocab_size:
-            raise APIError(400, f"prompt: token ids are below {served.model.vocab_size}", "prompt")
+        if max(prompt) >= served.decoder.vocab_size:
+            raise APIError(400, f"prompt: token ids are below {served.decoder.vocab_size}", "prompt")
         return prompt
-    block_size = served.model.config.block_size
+    block_size = served.decoder.config.block_size
     if len(prompt.encode()) > block_size * served.longest_token:  # not worth encoding
         message = f"This model's context holds {block_size} tokens; the prompt has {len(prompt):,} characters"
         raise APIError(400, message, "prompt", "context_length_exceeded")

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import torch
 
-from pipeline.serve.completion import Piece
+from llm.streaming import Piece
 
 Work = Callable[[], Iterator[Piece]]  # one continuation
 Event = tuple[int, Piece] | Exception | None  # a piece of the choice with that number; None at the end

@@ -6,32 +6,18 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
 from llm.compute import Compute, ComputeConfig
+from llm.decoder import TorchDecoder
 from llm.errors import WordmillError
 from llm.model import folder
 from llm.tokenizer.tokenizer import Tokenizer
 from pipeline.serve.app import LOOPBACK, Limits, Served, build
-from stages import params
 
 DEFAULT = (Path("models/base"), Path("models/dpo"))
-
-
-@dataclass(frozen=True)
-class Sections:
-    """What `stages.params` checks: one section."""
-
-    compute: ComputeConfig
-
-
-def compute_config(device: str, precision: str, threads: int) -> ComputeConfig:
-    """The options, checked as the section `compute` of params.yaml is. Raises WordmillError."""
-    values = {"device": device, "precision": precision, "tf32": False, "compile": False, "threads": threads}
-    return params.build(Sections, {"compute": values}, "wordmill serve").compute
 
 
 def load(folders: Sequence[Path], config: ComputeConfig) -> dict[str, Served]:
@@ -42,8 +28,8 @@ def load(folders: Sequence[Path], config: ComputeConfig) -> dict[str, Served]:
         name = path.resolve().name
         if name in models:
             raise WordmillError(f"{path}: another model is called {name}; rename one of the folders")
-        model = folder.load(path).to(compute.device).eval()
-        models[name] = Served(model, Tokenizer.load(path), compute, int((path / "config.json").stat().st_mtime))
+        decoder = TorchDecoder(folder.load(path), compute)
+        models[name] = Served(decoder, Tokenizer.load(path), int((path / "config.json").stat().st_mtime))
     return models
 
 

@@ -1,0 +1,135 @@
+"""`llm.decoder` for the CPU: prompts through the model, each by itself, and then steps of machine code.
+
+Weights are packed once, layer upon layer, in the format of `compute`, beside the model's own. A batch keeps its keys
+and values in a cache of fixed size; a row that ends gives up its slot, and nothing is moved. So each row's figures are
+the same in any batch, to the bit; products of torch's, in bf16 above all, depend on how many rows they have.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm import decoder_kernels as kernels
+from llm.compute import Compute
+from llm.decoder import Decoder, TorchDecoder
+from llm.errors import WordmillError
+from llm.model.positions import Rope
+from llm.model.transformer import Block, Cache, Transformer
+
+KINDS = {"swiglu": kernels.SWIGLU, "gelu": kernels.GELU, "relu": kernels.RELU, "relu2": kernels.RELU2}
+
+AVAILABLE = numba.get_num_threads()  # numba starts no more than these
+
+
+def fastest(model: Transformer, compute: Compute) -> Decoder:
+    """The decoder for few rows: compiled on the CPU in fp32 or bf16, torch's elsewhere."""
+    compiled = compute.device.type == "cpu" and compute.dtype != torch.float16
+    return CompiledDecoder(model, compute) if compiled else TorchDecoder(model, compute)
+
+
+class CompiledDecoder:
+    """`model`, whose weights must not change after this. Raises WordmillError unless `compute` is the CPU."""
+
+    @torch.no_grad()
+    def __init__(self, model: Transformer, compute: Compute) -> None:
+        if compute.device.type != "cpu" or compute.dtype == torch.float16:
+            raise WordmillError(f"compiled decoding is for the CPU in fp32 or bf16, not for {compute}")
+        self.model = model.to(compute.device).eval()
+        self.config = config = model.config
+        self.vocab_size = model.vocab_size
+        self.compute = compute
+        blocks = [block for block in model.blocks if isinstance(block, Block)]
+        expand = "gate_up" if config.feed_forward == "swiglu" else "up"
+
+        def each(*names: str) -> list[list[Any]]:
+            """The modules of these names, layer by layer; None for one that no layer has."""
+            return [[block.get_submodule(name) if name else None for block in blocks] for name in names]
+
+        qk_norms = ("attention.q_norm", "attention.k_norm") if config.qk_norm else ("", "")
+        norms = [*each("attention_norm", "feed_forward_norm", *qk_norms), [model.norm]]
+        linears = [*each("attention.qkv", "attention.out", f"feed_forward.{expand}", "feed_forward.down"), [model.head]]
+        self.norms = tuple(array for layers in norms for array in _norms(layers))
+        self.biases = tuple(map(_biases, linears))
+        *by_layer, head = (self._packed([linear.weight for linear in layers]) for layers in linears)
+        self.weights = (*by_layer, head[0])
+        position = model.position
+        tables = (position.cos, position.sin) if isinstance(position, Rope) else (torch.empty(1, 0), torch.empty(1, 0))
+        self.turns = isinstance(position, Rope)
+        half = tables[0].shape[1] // 2
+        self.cos, self.sin = (table[:, :half].float().contiguous().numpy() for table in tables)
+
+    def read(self, prompts: Sequence[Sequence[int]], room: int) -> "CompiledReading":
+        return CompiledReading(self, prompts, room)
+
+    def _packed(self, matrices: list[Tensor]) -> np.ndarray:
+        whole = torch.empty(len(matrices), *matrices[0].shape, dtype=self.compute.dtype)
+        for at, matrix in enumerate(matrices):
+            whole[at] = matrix
+        return (whole.view(torch.uint16) if whole.dtype == torch.bfloat16 else whole).numpy()
+
+
+def _norms(norms: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Gains and biases by layer. A bias of width 0 tells an RMSNorm; a norm that is not there has a gain of width 0."""
+    empty = np.zeros((len(norms), 0), np.float32)
+    if norms[0] is None:
+        return empty, empty
+    gains = np.stack([norm.weight.float().numpy() for norm in norms if norm])
+    if isinstance(norms[0], nn.RMSNorm):
+        return gains, empty
+    given = [norm.bias for norm in norms if norm]
+    zeros = np.zeros_like(gains[0])
+    return gains, np.stack([zeros if bias is None else bias.float().numpy() for bias in given])
+
+
+def _biases(linears: list[Any]) -> np.ndarray:
+    zeros = np.zeros(len(linears[0].weight), np.float32)
+    return np.stack([zeros if linear.bias is None else linear.bias.float().numpy() for linear in linears])
+
+
+class CompiledReading:
+    def __init__(self, decoder: CompiledDecoder, prompts: Sequence[Sequence[int]], room: int) -> None:
+        self._decoder = decoder
+        config = decoder.config
+        shape = (config.n_layer, len(prompts), config.n_kv_head, room, config.d_head)
+        self._keys = np.empty(shape, np.float32)
+        self._values = np.empty(shape, np.float32)
+        self._scores = np.empty((len(prompts) * config.n_head, room), np.float32)
+        self._slots = np.arange(len(prompts))
+        self._lengths = np.zeros(len(prompts), np.int64)
+        self.logits = torch.empty(len(prompts), decoder.vocab_size)
+        for row, prompt in enumerate(prompts):
+            self.again(row, prompt)
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor) -> None:
+        decoder = self._decoder
+        x = decoder.model.embedding(tokens)  # (B, D), fp32
+        if not decoder.turns:
+            x = decoder.model.position(x[:, None], torch.from_numpy(self._lengths)[:, None])[0][:, 0].contiguous()
+        self.logits = torch.empty(len(tokens), decoder.vocab_size)
+        numba.set_num_threads(min(decoder.compute.threads, AVAILABLE))  # a thread's own setting
+        kernels.step(
+            x.numpy(), self._slots, self._lengths, self._keys, self._values, self._scores,
+            decoder.config.n_head, KINDS[decoder.config.feed_forward], decoder.config.norm_eps,
+            decoder.cos, decoder.sin, decoder.norms, decoder.biases, decoder.weights, self.logits.numpy(),
+        )  # fmt: skip
+        self._lengths += 1
+
+    def keep(self, rows: Tensor) -> None:
+        self._slots, self._lengths = self._slots[rows.numpy()], self._lengths[rows.numpy()]
+        self.logits = self.logits[rows]
+
+    @torch.no_grad()
+    def again(self, row: int, ids: Sequence[int]) -> None:
+        model, compute = self._decoder.model, self._decoder.compute
+        cache = Cache(model.config, 1, len(ids), torch.empty(0, dtype=compute.dtype))
+        with compute.autocast():
+            self.logits[row] = model.head(model.hidden(torch.tensor([ids]), cache)[0, -1]).float()
+        slot = self._slots[row]
+        self._keys[:, slot, :, : len(ids)] = cache.keys[:, 0].float().numpy()
+        self._values[:, slot, :, : len(ids)] = cache.values[:, 0].float().numpy()
+        self._lengths[row] = len(ids)

@@ -1,0 +1,19 @@
+"""Options that several of `wordmill`'s commands take, read as params.yaml's are."""
+
+from dataclasses import dataclass
+
+from llm.compute import ComputeConfig
+from stages import params
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What `stages.params` checks: one section."""
+
+    compute: ComputeConfig
+
+
+def compute_config(command: str, device: str, precision: str, threads: int) -> ComputeConfig:
+    """The options of `command`, checked as the section `compute` of params.yaml is. Raises WordmillError."""
+    values = {"device": device, "precision": precision, "tf32": False, "compile": False, "threads": threads}
+    return params.build(Sections, {"compute": values}, command).compute

@@ -1,0 +1,113 @@
+"""`wordmill generate` as its user calls it."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llm.model import folder
+from llm.model.config import ModelConfig
+from llm.model.transformer import Transformer
+from llm.tokenizer.byte_bpe import ByteBPE
+from llm.tokenizer.patterns import GPT2
+from pipeline import cli
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bytes, untrained: its text is full of half characters."""
+    at = tmp_path_factory.mktemp("generate")
+    ByteBPE.from_merges([], GPT2, ["<|endoftext|>"]).save(at / "tokenizer")
+    made = Transformer(
+        ModelConfig(
+            n_layer=1, n_head=2, n_kv_head=1, d_model=32, d_ff=48, block_size=64, attention="fused", position="rope",
+            rope_theta=10_000.0, norm="rmsnorm", norm_eps=1e-5, qk_norm=False, feed_forward="swiglu", bias=False,
+            dropout=0.0, tie_head=False,
+        ),
+        257,
+    )  # fmt: skip
+    made.initialise(0)
+    folder.save(made, at / "model", at / "tokenizer", 256)
+    return at / "model"
+
+
+@pytest.fixture
+def call(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def called(*arguments: str, standard_input: str = "", terminal: bool = False) -> tuple[int, str, str]:
+        given = ["wordmill", "generate", *arguments, "--precision", "fp32", "--threads", "1"]
+        monkeypatch.setattr("sys.argv", given if "--model" in arguments else [*given, "--model", str(model)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(standard_input))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out = capsys.readouterr()
+        return int(ended.value.code or 0), out.out, out.err
+
+    return called
+
+
+def test_arguments_files_and_standard_input_give_the_same_texts(call: Call, tmp_path: Path) -> None:
+    status, out, err = call("Once", "It was long ago", "--max-tokens", "20")
+    assert (status, err) == (0, "")
+    assert out.startswith("Once")
+    (tmp_path / "prompts.txt").write_text("Once\n\nIt was long ago\n")
+    assert call("--file", str(tmp_path / "prompts.txt"), "--max-tokens", "20") == (0, out, "")
+    assert call("--max-tokens", "20", standard_input="Once\nIt was long ago\n") == (0, out, "")
+    alone = call("It was long ago", "--max-tokens", "20")[1]
+    assert out.endswith(alone)
+    assert call("It was long ago", "--max-tokens", "20", terminal=True)[1] == alone  # streamed
+    whole = call("--whole", "--max-tokens", "20", "--json", standard_input="Once\nIt was\n")[1]
+    assert json.loads(whole)["prompt"] == "Once\nIt was"
+
+
+def test_json_has_the_models_own_log_probabilities(call: Call, model: Path) -> None:
+    told = call("Once", "--count", "2", "--max-tokens", "12", "--json", "--logprobs", "2", "--top-k", "9")[1]
+    first, second = (json.loads(line) for line in told.splitlines())
+    assert (first["seed"], second["seed"]) == (1, 2)
+    assert first["text"] != second["text"]
+    assert first["finish_reason"] == "length"
+    exact = folder.load(model).eval()(torch.tensor([[256, *b"Once"]]))[0, -1].log_softmax(-1)
+    token: dict[str, Any] = first["tokens"][0]
+    assert max(token["top"].values()) == pytest.approx(float(exact.max()), abs=1e-4)
+    assert float((exact - token["logprob"]).abs().min()) < 1e-4
+
+
+def test_past_the_context(call: Call) -> None:
+    stopped = json.loads(call("Once", "--max-tokens", "300", "--json", "--logprobs", "0", "--temperature", "0")[1])
+    slid = json.loads(
+        call("Once", "--max-tokens", "300", "--json", "--logprobs", "0", "--slide", "--temperature", "0")[1]
+    )
+    assert len(stopped["tokens"]) <= 64 - 5
+    assert slid["text"].startswith(stopped["text"].rstrip("\ufffd"))
+    assert len(slid["tokens"]) == 300 or slid["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["x", "--temperature", "-1"], "--temperature: -1.0 is negative; 0 is greedy"),
+        (["x", "--min-p", "2"], "--min-p: 2.0 is not in [0, 1]"),
+        (["x", "--presence-penalty", "3"], "--presence-penalty: 3.0 is not in [-2, 2]"),
+        (["x", "--stop", ""], "--stop: the text to stop at is empty"),
+        (["x", "--logprobs", "3"], "--logprobs: they are shown with --json only"),
+        (["x", "--file", "y"], "prompts as arguments and --file"),
+        (["--file", "nowhere.txt"], "--file: nowhere.txt: No such file"),
+        ([], "standard input: no prompt in it"),
+        (["x" * 100], "prompt 1 has 101 tokens; the context holds 1 to 63"),
+        (["x", "--model", "nowhere"], "nowhere"),
+        (["x", "--device", "tpu"], "wordmill generate: compute.device"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_told_in_one_line(call: Call, arguments: list[str], said: str) -> None:
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+    assert err.startswith("wordmill: ")

@@ -1,10 +1,12 @@
 """`llm.decoder` for the CPU: prompts through the model, each by itself, and then steps of machine code.
 
-Weights are packed once, layer upon layer, in the format of `compute`, beside the model's own. A batch keeps its keys
-and values in a cache of fixed size; a row that ends gives up its slot, and nothing is moved. So each row's figures are
-the same in any batch, to the bit; products of torch's, in bf16 above all, depend on how many rows they have.
+Weights are packed once, layer upon layer, in the format of `compute`; reading a prompt takes these too, so that torch
+need not convert them anew each time. A batch keeps its keys and values in a cache of fixed size; a row that ends gives
+up its slot, and nothing is moved. So each row's figures are the same in any batch, to the bit; products of torch's, in
+bf16 above all, depend on how many rows they have.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,13 +34,13 @@ def fastest(model: Transformer, compute: Compute) -> Decoder:
 
 
 class CompiledDecoder:
-    """`model`, whose weights must not change after this. Raises WordmillError unless `compute` is the CPU."""
+    """A copy of `model` in the format of `compute`. Raises WordmillError unless that is the CPU in fp32 or bf16."""
 
     @torch.no_grad()
     def __init__(self, model: Transformer, compute: Compute) -> None:
         if compute.device.type != "cpu" or compute.dtype == torch.float16:
             raise WordmillError(f"compiled decoding is for the CPU in fp32 or bf16, not for {compute}")
-        self.model = model.to(compute.device).eval()
+        self.model = model = copy.deepcopy(model).to(compute.device).eval()
         self.config = config = model.config
         self.vocab_size = model.vocab_size
         self.compute = compute
@@ -54,7 +56,7 @@ class CompiledDecoder:
         linears = [*each("attention.qkv", "attention.out", f"feed_forward.{expand}", "feed_forward.down"), [model.head]]
         self.norms = tuple(array for layers in norms for array in _norms(layers))
         self.biases = tuple(map(_biases, linears))
-        *by_layer, head = (self._packed([linear.weight for linear in layers]) for layers in linears)
+        *by_layer, head = map(self._packed, linears)
         self.weights = (*by_layer, head[0])
         position = model.position
         tables = (position.cos, position.sin) if isinstance(position, Rope) else (torch.empty(1, 0), torch.empty(1, 0))
@@ -65,10 +67,12 @@ class CompiledDecoder:
     def read(self, prompts: Sequence[Sequence[int]], room: int) -> "CompiledReading":
         return CompiledReading(self, prompts, room)
 
-    def _packed(self, matrices: list[Tensor]) -> np.ndarray:
-        whole = torch.empty(len(matrices), *matrices[0].shape, dtype=self.compute.dtype)
-        for at, matrix in enumerate(matrices):
-            whole[at] = matrix
+    def _packed(self, linears: list[nn.Linear]) -> np.ndarray:
+        """The matrices of all layers in one array, of which each layer's own is a view from now on."""
+        whole = torch.empty(len(linears), *linears[0].weight.shape, dtype=self.compute.dtype)
+        for matrix, linear in zip(whole, linears, strict=True):
+            matrix.copy_(linear.weight)
+            linear.weight = nn.Parameter(matrix, requires_grad=False)
         return (whole.view(torch.uint16) if whole.dtype == torch.bfloat16 else whole).numpy()
 
 

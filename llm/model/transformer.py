@@ -72,8 +72,8 @@ class Attention(nn.Module):
         B, T, D = x.shape
         E = self.config.d_head
         q, k, v = (part.view(B, T, -1, E).transpose(1, 2) for part in self.qkv(x).split(self.widths, dim=-1))
-        if self.config.qk_norm:  # in the weights' format, as the other norms, which autocast leaves alone
-            q, k = (part.to(self.qkv.weight.dtype) for part in (q, k))
+        if self.config.qk_norm:  # in the gains' format, as the other norms, which autocast leaves alone
+            q, k = (part.to(self.q_norm.weight.dtype) for part in (q, k))
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)  # (B, H, T, E), (B, K, T, E)

@@ -184,8 +184,9 @@ def _join(stage: str) -> None:
     print(f"waiting for `{stage}` to begin in {Path.cwd()}", flush=True)
     while not (jobs := list((RUNS / stage).glob("*/job.json"))):
         time.sleep(POLL_SECONDS)
-    os.environ.update(_environment(nodes(json.loads(jobs[0].read_text())["processes"])))
-    _run(jobs[0].parent, int(os.environ["WORDMILL_NODES"]))
+    job = max(jobs, key=lambda path: path.stat().st_mtime)  # others are of runs that were stopped
+    os.environ.update(_environment(nodes(json.loads(job.read_text())["processes"])))
+    _run(job.parent, int(os.environ["WORDMILL_NODES"]))
 
 
 if __name__ == "__main__":

@@ -156,7 +156,10 @@ def test_killing_who_started_a_stage_ends_all_its_processes(checkout: Path) -> N
     change(samples__top_k=14)
     # The real stages ask the kernel for this themselves (stages.stage); so does this one.
     code = Path("toy.py").read_text()
-    Path("toy.py").write_text("from stages.stage import _die_with_parent\n_die_with_parent()\n" + code)
+    asking = (
+        "import os, signal\nfrom stages.stage import die_with_parent\ndie_with_parent(signal.SIGTERM, os.getppid())\n"
+    )
+    Path("toy.py").write_text(asking + code)
     for stage in ("corpus", "pretrain", "preferences"):
         dvc.run(stage, lambda line: None)
     process = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.DEVNULL)

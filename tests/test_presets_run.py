@@ -77,7 +77,7 @@ def test_a_preset_runs_through_all_stages(
     if plain.tokenizer.kind == "tiktoken":
         offer_encoding(plain.tokenizer.encoding, request.getfixturevalue("shared_data"), repo, monkeypatch)
     changes |= {"export.documents": 1, "export.formats": ["huggingface"]}  # the forms have tests of their own
-    changes |= {"compute.device": "cpu", "compute.threads": 1}  # beside other tests, two threads wait for each other
+    changes |= {"compute.device": "cpu", "compute.threads": 2}
     Path("params.yaml").write_text(presets.from_preset(name, changes))
 
     run_stages()

@@ -17,6 +17,7 @@ from prefect.runtime import deployment, flow_run
 from ruamel.yaml import YAML
 
 from stages.metrics import numbers, read_json
+from stages.stage_run import PAGES
 from stages.tracking_uri import experiment_name, is_local, is_sqlite, sqlite_path, without_secrets
 
 SAMPLES = Path("reports/samples.md")
@@ -130,7 +131,7 @@ def mlflow_link(rebuild: str, uri: str) -> str:
     except (MlflowException, OSError) as error:  # a store that is down costs the link, not the rebuild
         return f"MLflow cannot be asked: {' '.join(str(error).split())[:200].replace(uri, without_secrets(uri))}"
     pages = LOCAL_PAGES if is_local(uri) else without_secrets(uri).rstrip("/")
-    address = f"{pages}/#/experiments/{experiment.experiment_id}/runs/{run_id}"
+    address = f"{pages}/#/experiments/{experiment.experiment_id}/runs/{run_id}?{PAGES}"
     hint = " (after `make ui` on the agent's machine)" if is_local(uri) else ""
     return f"[The run in MLflow]({address}){hint}"
 

@@ -8,11 +8,13 @@ median of the rounds. Within a round the time is taken from the end of its first
 nothing of the set-up counts.
 """
 
+import importlib.util
 import json
 import multiprocessing
 import os
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -59,12 +61,16 @@ def main(
     out: Annotated[Path, typer.Option(help="the figures as JSON")] = Path("runs/benchmarks/dpo.json"),
 ) -> None:
     """Measures both, in turns."""
+    if importlib.util.find_spec("trl") is None:
+        print("TRL is not installed; pip install -c constraints.txt -e '.[bench]'", file=sys.stderr)
+        raise typer.Exit(2)
     context = multiprocessing.get_context("spawn")
     workers = {}
     for name, run in (("ours", ours), ("trl", trl)):
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(run, there, shape, batch, steps, threads), daemon=True)
         process.start()
+        there.close()  # or its death would not be seen
         workers[name] = here
         here.recv()  # ready: one after the other, so that no set-up disturbs the other's
     figures: dict[str, dict[str, Any]] = {name: {"pairs_per_second": []} for name in workers}

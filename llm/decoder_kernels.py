@@ -23,8 +23,8 @@ FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def _wide(weight: Any) -> Any:
-    """A weight as fp32: compiled code only."""
-    raise NotImplementedError
+    """A weight as fp32, from bf16's bits or as it is. Compiled code takes the form of it below that fits its type."""
+    return np.uint32(int(weight) << 16).view(np.float32) if isinstance(weight, np.integer) else weight
 
 
 @overload(_wide, inline="always")

@@ -31,6 +31,26 @@ ROOT = Path(__file__).parents[1]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
+TINY = ModelConfig(
+    n_layer=2,
+    n_head=4,
+    n_kv_head=2,
+    d_model=32,
+    d_ff=48,
+    block_size=32,
+    attention="fused",
+    position="rope",
+    rope_theta=10_000.0,
+    norm="rmsnorm",
+    norm_eps=1e-5,
+    qk_norm=False,
+    feed_forward="swiglu",
+    bias=False,
+    dropout=0.0,
+    tie_head=True,
+)
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Folder of real data beside the checkout; the test is skipped on machines without it."""
@@ -62,24 +82,7 @@ def compute() -> Compute:
 
 @pytest.fixture
 def tiny_config() -> ModelConfig:
-    return ModelConfig(
-        n_layer=2,
-        n_head=4,
-        n_kv_head=2,
-        d_model=32,
-        d_ff=48,
-        block_size=32,
-        attention="fused",
-        position="rope",
-        rope_theta=10_000.0,
-        norm="rmsnorm",
-        norm_eps=1e-5,
-        qk_norm=False,
-        feed_forward="swiglu",
-        bias=False,
-        dropout=0.0,
-        tie_head=True,
-    )
+    return TINY
 
 
 @pytest.fixture

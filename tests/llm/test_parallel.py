@@ -18,60 +18,24 @@ from torch.nn import functional as F
 
 from llm.compute import Compute, ComputeConfig
 from llm.errors import ConfigError, WordmillError
-from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel, check
-from llm.pretrain import PretrainConfig, pretrain
+from llm.pretrain import pretrain
+from tests.conftest import TINY
+from tests.llm import test_training as training
 
 REPO = Path(__file__).parents[2]
 STEPS, STOP = 50, 36
-MODEL = ModelConfig(
-    n_layer=2,
-    n_head=4,
-    n_kv_head=2,
-    d_model=32,
-    d_ff=48,
-    block_size=32,
-    attention="fused",
-    position="rope",
-    rope_theta=10_000.0,
-    norm="rmsnorm",
-    norm_eps=1e-5,
-    qk_norm=False,
-    feed_forward="swiglu",
-    bias=False,
-    dropout=0.0,
-    tie_head=True,
-)
-PRETRAIN = PretrainConfig(
-    start_from="",
+PRETRAIN = replace(
+    training.PRETRAIN,
     steps=STEPS,
     batch_size=8,
-    micro_batch_size=2,
-    packing="windows",
     mask_documents=True,
-    optimizer="adamw",
-    lr=1e-2,
-    muon_lr=0.02,
-    schedule="cosine",
-    final_lr_share=0.1,
-    warmup_steps=2,
-    decay_share=0.25,
-    beta1=0.9,
-    beta2=0.95,
-    weight_decay=0.1,
     grad_clip=0.5,  # less than most norms
-    on_nonfinite="stop",
-    max_skips=0,
-    seed=1,
-    log_every=2,
     eval_every=10,
-    eval_documents=1,
     sample_every=10,
     checkpoint_every=1000,
     checkpoints_kept=1,
-    parallel="none",
-    processes=1,
 )
 # What a run differs in: model, settings. Each is compared with one process that does the same.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -104,7 +68,7 @@ def train(parallel: Parallel, folder: Path, stop: int = 0, way: str = "plain", b
     Compute.measure_peak = lambda self, seconds=0.3: 1.0  # type: ignore[method-assign]  # takes its time, tells nothing
     compute = Compute(ComputeConfig(device="cpu", precision="fp32", tf32=False, compile=False, threads=1))
     of_model, of_training = WAYS[way]
-    model = Transformer(replace(MODEL, **of_model), 64)
+    model = Transformer(replace(TINY, **of_model), 64)
     model.initialise(1)
     if bad:
         model.blocks[1].feed_forward.down.weight.data[3, 5] = float("nan")

@@ -1,18 +1,14 @@
-"""What a stage leaves in MLflow, read back with MLflow's own client; stages are killed, stores are taken away."""
+"""What a stage leaves in MLflow, read back with MLflow's own client; stages are killed. What a store does not take: test_delivery.py."""
 
 import contextlib
 import importlib.metadata
 import json
 import os
-import shutil
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,25 +19,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from llm.errors import WordmillError
-from stages import delivery, history, last_lines, lineage, provenance, tracking
-from stages.mailbox import Event, Unavailable, now
+from stages import history, last_lines, lineage, provenance, tracking
+from stages.mailbox import Event, now
 from stages.stage import digest
 from stages.stage_run import StageRun
 from stages.system_metrics import Sampler
 from stages.tracking import Tracker
 
 REPO = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, request: pytest.FixtureRequest) -> Path:
-    """The test runs in a folder of its own, with an experiment of its own in the session's database."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.node.name}-{tmp_path.name}")
-    monkeypatch.setenv("WORDMILL_REBUILD", "first")
-    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
-    return tmp_path
 
 
 class DirectMailbox:
@@ -398,145 +383,6 @@ def test_stages_of_one_dvc_repro_share_a_parent(folder: Path, monkeypatch: pytes
     assert new.data.tags["stage.a"] != old.data.tags["stage.a"]
     assert new.data.tags["stage.b"] == old.data.tags["stage.b"]
     assert old.info.status == new.info.status == "FINISHED"
-
-
-def kept() -> list[dict[str, Any]]:
-    (path,) = Path("runs/undelivered").iterdir()
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def as_of_a_stage_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a stage leaves is delivered once its process is no more, and here that is the test's own."""
-    monkeypatch.setattr(tracking.lineage, "started", lambda pid: "0")
-
-
-@contextlib.contextmanager
-def server(port: int, store: str, folder: Path) -> Iterator[None]:
-    """A real MLflow server on loopback."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(folder / "served")]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
-    try:
-
-        def healthy() -> bool:
-            assert process.poll() is None, (folder / "server.log").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return True
-            return False
-
-        wait_for(healthy, 60)
-        yield
-    finally:
-        kill_all_of(process)
-
-
-def test_server_that_is_down_costs_a_warning_and_gets_all_of_it_later(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], store: str
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    Path("params.yaml").write_text("dpo: {beta: 0.1}\n")
-    Path("whole.txt").write_text("as it was")
-    Path("edited.txt").write_text("as it was")
-    with monkeypatch.context() as patch:
-        as_of_a_stage_that_has_ended(patch)
-        tracker = Tracker("dpo", {"dpo.beta": 0.1}, {"in": "ab"}, "k")
-    with socket.socket() as unused:  # bound and not listening: the connection is refused
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        uri = f"http://127.0.0.1:{port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        with tracker:
-            tracker.artifact(Path("whole.txt"))
-            tracker.artifact(Path("edited.txt"))
-            tracker.metrics({"loss": 1.0}, step=7)
-            time.sleep(0.3)
-            tracker.metrics({"loss": 0.5}, step=8)
-    assert "tracking is off for the rest of this stage: http://127.0.0.1:" in capfd.readouterr().err
-    events = kept()
-    assert events[0]["params"] == {"dpo.beta": 0.1}
-    assert [(e["step"], e["values"]) for e in events if e["kind"] == "metrics"] == [
-        (7, {"loss": 1.0}),
-        (8, {"loss": 0.5}),
-    ]
-    assert events[-1]["status"] == "FINISHED"
-    with pytest.raises(Unavailable):
-        delivery.deliver_kept(uri, print)
-
-    # The server is there, and the folder has gone on.
-    Path("params.yaml").write_text("dpo: {beta: 0.9}\n")
-    Path("edited.txt").write_text("later")
-    with server(port, store, folder):
-        told: list[str] = []
-        assert delivery.deliver_kept(uri, told.append) == 1
-        assert told == [f"dpo: 5 events that were kept are now in {uri}"]
-        assert delivery.deliver_kept(uri, told.append) == 0
-        (child,), (parent,) = runs("stage"), runs("rebuild")
-        assert (child.info.status, parent.info.status) == ("FINISHED", "FINISHED")
-        assert child.info.start_time == events[0]["time"]
-        assert child.info.end_time == events[-1]["time"]
-        assert parent.data.params == {"dpo.beta": "0.1"}  # those of then
-        client = MlflowClient(uri)
-        history = client.get_metric_history(child.info.run_id, "loss")
-        assert [(m.step, m.value) for m in history] == [(7, 1.0), (8, 0.5)]
-        names = {entry.path for entry in client.list_artifacts(child.info.run_id)}
-        assert "whole.txt" in names
-        assert "edited.txt" not in names
-        assert child.data.tags["not_kept.edited.txt"].startswith("gone or changed")
-    assert not list(Path("runs/undelivered").iterdir())
-
-
-def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        began = time.monotonic()
-        with Tracker("dpo", {}, {}, "k") as tracker:
-            tracker.metrics({"loss": 1.0})
-        assert time.monotonic() - began < 10
-    assert [event["kind"] for event in kept()] == ["start", "metrics", "end"]
-
-
-def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
-    with sqlite3.connect(store.removeprefix("sqlite:///")) as source, sqlite3.connect("gone.db") as copy:
-        source.backup(copy)
-    copy.close()
-    source.close()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/gone.db")
-    with monkeypatch.context() as patch:
-        as_of_a_stage_that_has_ended(patch)
-        tracker = Tracker("dpo", {}, {}, "k")
-    with tracker:
-        wait_for(lambda: len(runs("stage")) == 1)
-        tracker.metrics({"loss": 1.0}, step=1)
-        wait_for(lambda: runs("stage")[0].data.metrics == {"loss": 1.0})
-        with sqlite3.connect("gone.db") as source, sqlite3.connect("before.db") as copy:
-            source.backup(copy)
-        copy.close()
-        source.close()
-        for path in folder.glob("gone.db*"):
-            path.unlink()
-        (folder / "gone.db").write_text("no database")
-        tracker.metrics({"loss": 0.5}, step=2)
-    assert [event.get("values") for event in kept() if event["kind"] == "metrics"] == [{"loss": 0.5}]
-
-    # It is back, as it was; the next stage delivers the rest into the run that was begun.
-    (folder / "gone.db").unlink()
-    shutil.copy("before.db", "gone.db")
-    with Tracker("dpo", {}, {}, "k"):
-        pass
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/./gone.db")  # to this process a file not yet open
-    first, second = runs("stage")
-    assert (first.info.status, second.info.status) == ("FINISHED", "FINISHED")
-    history = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_metric_history(first.info.run_id, "loss")
-    assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
-    assert not list(Path("runs/undelivered").glob("*.jsonl"))
 
 
 @pytest.mark.parametrize(

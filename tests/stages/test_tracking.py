@@ -1,4 +1,7 @@
-"""What a stage leaves in MLflow, read back with MLflow's own client; stages are killed. What a store does not take: test_delivery.py."""
+"""What a stage leaves in MLflow, read back with MLflow's own client; stages are killed.
+
+What a store does not take at once has tests of its own: test_delivery.py.
+"""
 
 import contextlib
 import importlib.metadata

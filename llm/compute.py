@@ -6,6 +6,7 @@ so training scales the loss (llm/optim/guard.py). TF32 rounds the inputs of fp32
 for several times the speed.
 """
 
+import ctypes
 import os
 import shutil
 import time
@@ -99,6 +100,19 @@ class Compute:
                 torch.cuda.synchronize()
             best = max(best, 2 * n**3 / (time.perf_counter() - start))
         return best
+
+
+def keep_freed_memory() -> None:
+    """Have C's allocator keep, for the rest of the process, what is freed; where it is glibc's and so can be told.
+
+    By itself it hands every large tensor back to the kernel, which clears the pages again when the next step writes to
+    them: a tenth of a training step on a CPU (docs/LOG.md, 2026-11-26).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        largest_mapped, trim_above = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+        mallopt(largest_mapped, 0)
+        mallopt(trim_above, -1)  # never
 
 
 def _multiplies_bf16(device: str) -> bool:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -84,6 +84,10 @@ class Compute:
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, through torch.compile if the settings say so; the first call then takes its time."""
         return torch.compile(function) if self.config.compile else function
+
+    def uncompiled(self) -> "Compute":
+        """The same without torch.compile."""
+        return Compute(replace(self.config, compile=False))
 
     def measure_peak(self, seconds: float = 0.3) -> float:
         """FLOP/s of a large matrix product in `dtype`, measured now: the limit that speeds are shown against."""

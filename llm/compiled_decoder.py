@@ -98,9 +98,9 @@ class CompiledReading:
     def __init__(self, decoder: CompiledDecoder, prompts: Sequence[Sequence[int]], room: int) -> None:
         self._decoder = decoder
         config = decoder.config
-        shape = (config.n_layer, len(prompts), config.n_kv_head, room, config.d_head)
-        self._keys = np.empty(shape, np.float32)
-        self._values = np.empty(shape, np.float32)
+        heads = (config.n_layer, len(prompts), config.n_kv_head)
+        self._keys = np.empty((*heads, config.d_head, room), np.float32)
+        self._values = np.empty((*heads, room, config.d_head), np.float32)
         self._scores = np.empty((len(prompts) * config.n_head, room), np.float32)
         self._slots = np.arange(len(prompts))
         self._lengths = np.zeros(len(prompts), np.int64)
@@ -134,6 +134,6 @@ class CompiledReading:
         with compute.autocast():
             self.logits[row] = model.head(model.hidden(torch.tensor([ids]), cache)[0, -1]).float()
         slot = self._slots[row]
-        self._keys[:, slot, :, : len(ids)] = cache.keys[:, 0].float().numpy()
+        self._keys[:, slot, :, :, : len(ids)] = cache.keys[:, 0].transpose(-2, -1).float().numpy()
         self._values[:, slot, :, : len(ids)] = cache.values[:, 0].float().numpy()
         self._lengths[row] = len(ids)

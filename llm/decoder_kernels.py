@@ -1,7 +1,7 @@
 """A step of the transformer for one token a row, compiled by numba: `llm.model.transformer` with T = 1, written out.
 
-- A matrix is read once a step for all rows, and its products with them are spread over the threads, output by output.
-  Each is summed in one order that depends neither on the batch nor on the threads: a row's figures are its own.
+- A matrix is read once a step for all rows (`dot_products.py`), and its products are spread over the threads, some
+  outputs at a time. A row's figures depend neither on the batch nor on the threads.
 - Weights are fp32, or bf16 as uint16, whose bits are the upper half of an fp32 number's; sums and states are fp32.
 - What follows a product element by element (bias, activation, residual) happens where the product is made.
 - Arrays are indexed, not sliced, in inner loops: numba would count references for each slice.
@@ -11,66 +11,53 @@ numba keeps the machine code in `__pycache__`; compiling it anew takes some seco
 Shapes: B rows, D d_model, H query heads, K key-value heads, E head width, F d_ff, V vocabulary, L layers, S slots.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import overload
+from numba import njit, prange
+
+from llm.dot_products import products
 
 SWIGLU, GELU, RELU, RELU2 = range(4)
+BLOCK = 16  # outputs that a thread makes before it looks after what follows them
 # Sums may be taken in another order than written, which vectors need; infinities keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def _wide(weight: Any) -> Any:
-    """A weight as fp32, from bf16's bits or as it is. Compiled code takes the form of it below that fits its type."""
-    return np.uint32(int(weight) << 16).view(np.float32) if isinstance(weight, np.integer) else weight
-
-
-@overload(_wide, inline="always")
-def _choose(weight: Any) -> Any:
-    def from_bits(weight: Any) -> Any:
-        return np.uint32(np.uint32(weight) << np.uint32(16)).view(np.float32)
-
-    def as_it_is(weight: Any) -> Any:
-        return weight
-
-    return from_bits if isinstance(weight, types.Integer) else as_it_is
-
-
 @njit(cache=True, nogil=True, parallel=True, fastmath=FAST)
-def _linear(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray, add: bool) -> None:
-    """y (B, O) = x (B, I) · weight (O, I) + bias, or that added to y."""
-    for o in prange(weight.shape[0]):
+def _linear(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, made: np.ndarray, y: np.ndarray, add: bool) -> None:
+    """y (B, O) = x (B, I) · weight (O, I) + bias, or that added to y. The products go through `made` (B, O)."""
+    outputs = weight.shape[0]
+    for block in prange((outputs + BLOCK - 1) // BLOCK):
+        begin, end = block * BLOCK, min(block * BLOCK + BLOCK, outputs)
+        for o in range(begin, end):
+            products(weight, o, x, made, o)
         for b in range(x.shape[0]):
-            total = np.float32(0)
-            for i in range(weight.shape[1]):
-                total += _wide(weight[o, i]) * x[b, i]
-            total += bias[o]
-            y[b, o] = y[b, o] + total if add else total
+            for o in range(begin, end):
+                total = made[b, o] + bias[o]
+                y[b, o] = y[b, o] + total if add else total
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=FAST)
-def _expand(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray, kind: int) -> None:
-    """y (B, F): the feed-forward's hidden values; the gates of SWIGLU are the first F rows of its weight (2F, D)."""
+def _expand(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, ups: np.ndarray, y: np.ndarray, kind: int) -> None:
+    """y (B, F): the feed-forward's hidden values. SWIGLU's gates are the first F rows of its weight (2F, D)."""
     F = y.shape[1]
-    for o in prange(F):
+    for block in prange((F + BLOCK - 1) // BLOCK):
+        begin, end = block * BLOCK, min(block * BLOCK + BLOCK, F)
+        for o in range(begin, end):
+            products(weight, o, x, y, o)
+        if kind == SWIGLU:
+            for o in range(begin, end):
+                products(weight, F + o, x, ups, o)
         for b in range(x.shape[0]):
-            total = np.float32(0)
-            for i in range(weight.shape[1]):
-                total += _wide(weight[o, i]) * x[b, i]
-            total += bias[o]
-            if kind == SWIGLU:
-                up = np.float32(0)
-                for i in range(weight.shape[1]):
-                    up += _wide(weight[F + o, i]) * x[b, i]
-                y[b, o] = total / (np.float32(1) + np.exp(-total)) * (up + bias[F + o])
-            elif kind == GELU:
-                inner = np.float32(0.7978845608) * (total + np.float32(0.044715) * total * total * total)
-                y[b, o] = np.float32(0.5) * total * (np.float32(1) + np.tanh(inner))
-            else:
-                total = max(total, np.float32(0))
-                y[b, o] = total * total if kind == RELU2 else total
+            for o in range(begin, end):
+                total = y[b, o] + bias[o]
+                if kind == SWIGLU:
+                    y[b, o] = total / (np.float32(1) + np.exp(-total)) * (ups[b, o] + bias[F + o])
+                elif kind == GELU:
+                    inner = np.float32(0.7978845608) * (total + np.float32(0.044715) * total * total * total)
+                    y[b, o] = np.float32(0.5) * total * (np.float32(1) + np.tanh(inner))
+                else:
+                    total = max(total, np.float32(0))
+                    y[b, o] = total * total if kind == RELU2 else total
 
 
 @njit(cache=True, nogil=True, fastmath=FAST)
@@ -109,20 +96,21 @@ def _attend(
     qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, slots: np.ndarray, places: np.ndarray, y: np.ndarray,
     n_head: int, scores: np.ndarray,
 ) -> None:  # fmt: skip
-    """y (B, H·E) of the queries in qkv to positions 0 to places[b] of keys and values (S, K, T, E)."""
-    K, E = keys.shape[1], keys.shape[3]
+    """y (B, H·E) of the queries in qkv to positions 0 to places[b] of keys (S, K, E, T) and values (S, K, T, E)."""
+    K, E = keys.shape[1], keys.shape[2]
     scale = np.float32(1 / np.sqrt(E))
     for task in prange(qkv.shape[0] * n_head):
         b, h = task // n_head, task % n_head
         slot, g, count = slots[b], h // (n_head // K), places[b] + 1
+        for t in range(count):
+            scores[task, t] = 0
+        for e in range(E):  # positions side by side, so that no sum runs across a vector
+            query = qkv[b, h * E + e] * scale
+            for t in range(count):
+                scores[task, t] += query * keys[slot, g, e, t]
         top = np.float32(-np.inf)
         for t in range(count):
-            score = np.float32(0)
-            for e in range(E):
-                score += qkv[b, h * E + e] * keys[slot, g, t, e]
-            score *= scale
-            scores[task, t] = score
-            top = max(top, score)
+            top = max(top, scores[task, t])
         whole = np.float32(0)
         for e in range(E):
             y[b, h * E + e] = 0
@@ -143,13 +131,13 @@ def step(
 ) -> None:  # fmt: skip
     """Logits (B, V) from embeddings x (B, D) of tokens at `places` (B,), whose keys and values go into the cache.
 
-    x is overwritten. The cache: keys and values (L, S, K, T, E), row b in slot slots[b]. scores: (B·H, T), used here.
-    norms: gain and bias of the norms before attention and feed-forward (L, D), of queries and keys (L, E or 0), of the
-    last norm (1, D); a bias of width 0 means RMSNorm. biases and weights: qkv, out, expand, down, each by layer.
-    weights[4]: the head (V, D).
+    x is overwritten. The cache: keys (L, S, K, E, T) and values (L, S, K, T, E), row b in slot slots[b].
+    scores: (B·H, T), used here. norms: gain and bias of the norms before attention and feed-forward (L, D), of queries
+    and keys (L, E or 0), of the last norm (1, D); a bias of width 0 means RMSNorm. biases and weights: qkv, out,
+    expand, down, each by layer. weights[4]: the head (V, D).
     """
     B, D = x.shape
-    K, E = keys.shape[2], keys.shape[4]
+    K, E = keys.shape[2], keys.shape[3]
     first, first_bias, second, second_bias, of_q, of_q_bias, of_k, of_k_bias, last, last_bias = norms
     qkv_bias, out_bias, expand_bias, down_bias, head_bias = biases
     qkv_weight, out_weight, expand_weight, down_weight, head = weights
@@ -157,10 +145,12 @@ def step(
     qkv = np.empty((B, qkv_weight.shape[1]), np.float32)
     attended = np.empty((B, n_head * E), np.float32)
     hidden = np.empty((B, down_weight.shape[2]), np.float32)
+    ups = np.empty_like(hidden)
+    made = np.empty_like(x)
     for layer in range(len(qkv_weight)):
         for b in range(B):
             _norm(x, b, 0, D, first[layer], first_bias[layer], eps, normed, 0)
-        _linear(qkv_weight[layer], qkv_bias[layer], normed, qkv, False)
+        _linear(qkv_weight[layer], qkv_bias[layer], normed, qkv, qkv, False)
         for b in range(B):
             slot, place = slots[b], places[b]
             for h in range(n_head + K):
@@ -171,14 +161,14 @@ def step(
                 _turn(qkv, b, h * E, E, cos, sin, place)
             for g in range(K):
                 for e in range(E):
-                    keys[layer, slot, g, place, e] = qkv[b, (n_head + g) * E + e]
+                    keys[layer, slot, g, e, place] = qkv[b, (n_head + g) * E + e]
                     values[layer, slot, g, place, e] = qkv[b, (n_head + K + g) * E + e]
         _attend(qkv, keys[layer], values[layer], slots, places, attended, n_head, scores)
-        _linear(out_weight[layer], out_bias[layer], attended, x, True)
+        _linear(out_weight[layer], out_bias[layer], attended, made, x, True)
         for b in range(B):
             _norm(x, b, 0, D, second[layer], second_bias[layer], eps, normed, 0)
-        _expand(expand_weight[layer], expand_bias[layer], normed, hidden, kind)
-        _linear(down_weight[layer], down_bias[layer], hidden, x, True)
+        _expand(expand_weight[layer], expand_bias[layer], normed, ups, hidden, kind)
+        _linear(down_weight[layer], down_bias[layer], hidden, made, x, True)
     for b in range(B):
         _norm(x, b, 0, D, last[0], last_bias[0], eps, normed, 0)
-    _linear(head, head_bias[0], normed, logits, False)
+    _linear(head, head_bias[0], normed, logits, logits, False)

@@ -90,7 +90,7 @@ class History:
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     """One token a row from logits (B, V), after any penalties, and uniform numbers (B,)."""
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # dividing by less may overflow, and it is greedy anyhow
         return logits.argmax(dim=-1)
     logits = filtered(logits / sampling.temperature, sampling)
     shares = logits.double().softmax(dim=-1).cumsum(dim=-1)

@@ -4,6 +4,7 @@ A script, in MLflow's terms a model from code: MLflow keeps it with the model an
 pickled. Beside it lie the model folder and a copy of `llm`, which is all that it imports.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from llm.compute import Compute, ComputeConfig
 from llm.errors import WordmillError
-from llm.generate import Sampling, generate
+from llm.generate import generate, stop_place
 from llm.model import folder
+from llm.sampling import Sampling
 from llm.tokenizer.tokenizer import Tokenizer
 
 
@@ -34,12 +36,14 @@ class WordmillModel(PythonModel):
         end = self._tokenizer.end_of_text
         prompts = [[end, *self._tokenizer.encode(text)] for text in model_input["prompt"]]
         try:
-            sampling = Sampling(given["temperature"], given["top_k"], given["top_p"])
+            sampling = Sampling(**{setting.name: given[setting.name] for setting in fields(Sampling)})
             limit = given["max_new_tokens"]
             written = generate(self._model, prompts, limit, sampling, given["seed"], end, self._compute)
         except WordmillError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        return pd.DataFrame({"text": [self._tokenizer.decode(ids) for ids in written]})
+        stops = [text for text in given["stop"] if text]
+        texts = map(self._tokenizer.decode, written)
+        return pd.DataFrame({"text": [text[: stop_place(text, stops)] for text in texts]})
 
 
 set_model(WordmillModel())

@@ -21,7 +21,18 @@ CODE = Path(__file__).with_name("mlflow_model.py")
 LIBRARY = Path(__file__).parents[1] / "llm"
 PACKAGES = ("mlflow", "numpy", "regex", "safetensors", "sentencepiece", "tiktoken", "tokenizers", "torch")
 EXAMPLE = "Once there was"
-DEFAULTS = {"max_new_tokens": 64, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "seed": 1}
+DEFAULTS = {
+    "max_new_tokens": 64,
+    "temperature": 0.7,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "stop": [""],  # texts to stop at; the empty one, which MLflow needs to know the type by, is none
+    "seed": 1,
+}
 CHAMPION = "champion"
 
 

@@ -63,7 +63,9 @@ def test_frequency_and_presence_are_openais() -> None:
 def test_a_token_of_no_probability_is_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf")]])
     for uniform in (0.0, 0.5, 1 - 1e-12):
-        assert draw(logits, torch.tensor([uniform], dtype=torch.float64), Sampling()).item() == 1
+        for temperature in (1.0, 1e-40):
+            drawn = draw(logits + 9, torch.tensor([uniform], dtype=torch.float64), Sampling(temperature))
+            assert drawn.item() == 1
 
 
 @pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(0.7, top_k=6), Sampling(1.0, min_p=0.3)], ids=str)

@@ -81,10 +81,10 @@ def test_mlflow_serves_the_champion(
     environment = {**os.environ, "MLFLOW_TRACKING_URI": store, "PATH": bin_folder}
     server = subprocess.Popen([*program, *options], cwd=tmp_path, env=environment, start_new_session=True)
 
-    def ask(prompt: str) -> Any:
+    def ask(prompt: str, **params: Any) -> Any:
         sent = {
             "dataframe_split": {"columns": ["prompt"], "data": [[prompt]]},
-            "params": {"max_new_tokens": 9, "temperature": 0.0},
+            "params": {"max_new_tokens": 9, "temperature": 0.0, "frequency_penalty": 1.5, **params},
         }
         headers = {"Content-Type": "application/json"}
         address = f"http://127.0.0.1:{port}/invocations"
@@ -102,6 +102,8 @@ def test_mlflow_serves_the_champion(
                 break
             except urllib.error.URLError:
                 time.sleep(0.2)
+        stop = found[4:6]
+        assert ask("Once", stop=[stop])["predictions"][0]["text"] == found[: found.find(stop)]
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask("x" * 100)
         assert refused.value.code == 400
@@ -110,5 +112,5 @@ def test_mlflow_serves_the_champion(
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
     model = folder.load(model_folder)
-    ids = generate(model, [[256, *b"Once"]], 9, Sampling(temperature=0), 1, 256, compute)[0]
+    ids = generate(model, [[256, *b"Once"]], 9, Sampling(0, frequency_penalty=1.5), 1, 256, compute)[0]
     assert found == ByteBPE.load(model_folder).decode(ids)

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from stages.charts import CHARTS, Figures, draw, read_curve
 from stages.records import write_curve
 
 from llm.pretrain import Record  # isort: skip
+from llm.sampling import Sampling  # isort: skip
 
 SPLIT = {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.9, "bits_per_byte_low": 0.8, "bits_per_byte_high": 1.0}
 MODEL: dict[str, Any] = {
@@ -190,7 +192,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
         "dpo": {"train_pairs": 50, "loss": 0.69},
         "evaluate": {key: evaluate[key] for key in evaluate if key != "series"},
         "samples": {
-            "sampling": {"temperature": 0.8, "top_k": 0, "top_p": 1.0},
+            "sampling": asdict(Sampling(0.8, min_p=0.05, repetition_penalty=1.2)),
             "samples": [{"prompt": NASTY, "base": NASTY, "dpo": NASTY}],
         },
         "export": EXPORT,
@@ -203,6 +205,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
     drawn["before_and_after"] = draw("before_and_after", figures(evaluate, tmp_path))[1]
     text = report.render(metrics(evaluate), drawn)
     assert report.render(metrics(evaluate), drawn) == text
+    assert "top-p\noff, min-p 0.05, repetition penalty 1.2. The prompt is bold." in text
     page = Page(text)
     assert page.open == []
     assert "script" not in page.tags

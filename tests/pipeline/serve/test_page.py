@@ -70,11 +70,16 @@ def test_the_page(server: Server, tab: Callable[..., Any]) -> None:
     until(lambda: value("document.querySelectorAll('.models h2').length") == 2)
     nasty = "<b>Once</b>"
     value(f"document.getElementById('prompt').value = {json.dumps(nasty)}")
-    value("document.getElementById('temperature').value = 0; document.getElementById('go').click()")
+    settings = {
+        "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0.05, "repetition_penalty": 1.1, "presence_penalty": 0.3,
+        "frequency_penalty": 0.2, "max_tokens": 120, "seed": 1,
+    }  # fmt: skip
+    for name, number in settings.items():
+        value(f"document.getElementById('{name}').value = {number}")
+    value(r"document.getElementById('stop_at').value = 'q\\n'; document.getElementById('go').click()")
     until(lambda: value("[...document.querySelectorAll('.state')].every(s => /asked for|ended/.test(s.textContent))"))
-    settings = {"temperature": 0, "top_p": 1, "top_k": 0, "max_tokens": 120, "seed": 1, "prompt": nasty}
     for name in ("base", "dpo"):
-        body = json.dumps({"model": name, **settings}).encode()
+        body = json.dumps({"model": name, "prompt": nasty, "stop": "q\n", **settings}).encode()
         with urllib.request.urlopen(f"{server.address}/v1/completions", body) as answer:
             expected = json.load(answer)["choices"][0]["text"]
         assert value(f"document.getElementById('text-{name}').textContent") == nasty + expected

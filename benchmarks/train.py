@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ import torch
 import transformers
 import typer
 
+from benchmarks.shapes import SMOLLM2_VOCABULARY, smollm2_135m
+from benchmarks.shapes import llama as shape
 from llm.compute import Compute, ComputeConfig
 from llm.gradients import Batch, backward
 from llm.model.config import ModelConfig
@@ -33,8 +36,11 @@ from llm.optim.guard import Guard
 Step = Callable[[], Any]
 
 LR, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
-# Size: vocabulary, batch, layers, heads, key-value heads, width, feed-forward width. 135m is SmolLM2's.
-SIZES = {"tiny": (4096, 16, 6, 4, 4, 256, 768), "135m": (49152, 4, 30, 9, 3, 576, 1536)}
+# By size: vocabulary, sequences a step, and the shape at a context of so many tokens.
+SIZES: dict[str, tuple[int, int, Callable[[int], ModelConfig]]] = {
+    "tiny": (4096, 16, partial(shape, 6, 4, 4, 256, 768)),
+    "135m": (SMOLLM2_VOCABULARY, 4, smollm2_135m),
+}
 
 
 def main(
@@ -48,26 +54,9 @@ def main(
     out: Annotated[Path, typer.Option(help="the figures as JSON")] = Path("runs/benchmarks/train.json"),
 ) -> None:
     """Measures training steps, contestants in turn."""
-    vocab_size, usual, n_layer, n_head, n_kv_head, d_model, d_ff = SIZES[size]
+    vocab_size, usual, shaped = SIZES[size]
     batch_size = batch_size or usual
-    config = ModelConfig(
-        n_layer=n_layer,
-        n_head=n_head,
-        n_kv_head=n_kv_head,
-        d_model=d_model,
-        d_ff=d_ff,
-        block_size=length,
-        attention="fused",
-        position="rope",
-        rope_theta=10000.0,
-        norm="rmsnorm",
-        norm_eps=1e-5,
-        qk_norm=False,
-        feed_forward="swiglu",
-        bias=False,
-        dropout=0.0,
-        tie_head=True,
-    )
+    config = shaped(length)
     compute = Compute(ComputeConfig(device="auto", precision="bf16", tf32=False, compile=False, threads=threads))
     ids = torch.randint(vocab_size, (batch_size, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(0, ids[:, :-1].contiguous().to(compute.device), ids[:, 1:].contiguous().to(compute.device))

@@ -11,9 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from llm.sampling import Sampling
 from stages import pages, report
 from stages.charts import CHARTS, Figures, draw, read_curve
 from stages.records import write_curve
+from stages.samples import described
 
 from llm.pretrain import Record  # isort: skip
 
@@ -190,7 +192,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
         "dpo": {"train_pairs": 50, "loss": 0.69},
         "evaluate": {key: evaluate[key] for key in evaluate if key != "series"},
         "samples": {
-            "sampling": {"temperature": 0.8, "top_k": 0, "top_p": 1.0},
+            "settings": described(Sampling(0.8, min_p=0.1)),
             "samples": [{"prompt": NASTY, "base": NASTY, "dpo": NASTY}],
         },
         "export": EXPORT,
@@ -226,6 +228,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "+6.8 points of preference accuracy (-5.0 to +9.0)",
         " something, </table>",
         " axle",
+        "Temperature 0.8, top-k off, top-p off, min-p 0.1. The prompt is bold.",
     ):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)

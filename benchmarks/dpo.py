@@ -25,30 +25,17 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.shapes import SMOLLM2_VOCABULARY, llama, smollm2_135m
 from llm.compute import Compute, ComputeConfig
 from llm.dpo import DPOConfig, dpo
-from llm.model.config import ModelConfig
 from llm.model.layouts import LAYOUTS
 from llm.model.transformer import Transformer
 from llm.pair_scoring import Pairs, WholeAnswers
 from llm.scoring import Segment
 
-LLAMA: dict[str, Any] = {
-    "block_size": 256,
-    "attention": "fused",
-    "position": "rope",
-    "rope_theta": 10_000.0,
-    "norm": "rmsnorm",
-    "norm_eps": 1e-5,
-    "qk_norm": False,
-    "feed_forward": "swiglu",
-    "bias": False,
-    "dropout": 0.0,
-    "tie_head": True,
-}
 SHAPES = {  # configuration and vocabulary
-    "4M": (ModelConfig(n_layer=4, n_head=8, n_kv_head=4, d_model=256, d_ff=704, **LLAMA), 4096),
-    "135M": (ModelConfig(n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, **LLAMA), 49152),
+    "4M": (llama(4, 8, 4, 256, 704, 256), 4096),
+    "135M": (smollm2_135m(256), SMOLLM2_VOCABULARY),
 }
 
 

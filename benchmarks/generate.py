@@ -22,30 +22,17 @@ import torch
 import transformers
 import typer
 
+from benchmarks.shapes import SMOLLM2_VOCABULARY, llama, smollm2_135m
 from llm.compiled_decoder import CompiledDecoder
 from llm.compute import Compute, ComputeConfig
 from llm.generate import Writing
-from llm.model.config import ModelConfig
 from llm.model.layouts import LAYOUTS
 from llm.model.transformer import Transformer
 from llm.sampling import Sampling, Uniforms
 
-LLAMA: dict[str, Any] = {
-    "block_size": 512,
-    "attention": "fused",
-    "position": "rope",
-    "rope_theta": 10_000.0,
-    "norm": "rmsnorm",
-    "norm_eps": 1e-5,
-    "qk_norm": False,
-    "feed_forward": "swiglu",
-    "bias": False,
-    "dropout": 0.0,
-    "tie_head": True,
-}
-SHAPES = {  # configuration and vocabulary; 135M is SmolLM2's
-    "4M": (ModelConfig(n_layer=6, n_head=8, n_kv_head=4, d_model=256, d_ff=704, **LLAMA), 4096),
-    "135M": (ModelConfig(n_layer=30, n_head=9, n_kv_head=3, d_model=576, d_ff=1536, **LLAMA), 49152),
+SHAPES = {  # configuration and vocabulary
+    "4M": (llama(6, 8, 4, 256, 704, 512), 4096),
+    "135M": (smollm2_135m(512), SMOLLM2_VOCABULARY),
 }
 Run = Callable[[list[list[int]], int], list[list[int]]]
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.parallel [--processes 2] [--steps 50] [--device cpu] [--out FOLDER]
 
-The same training of a model of 3.7 million weights in fp32, on tokens drawn from the step's number: by one process, by
-`ddp` and by `fsdp2`, each in processes of its own that torchrun starts. On a processor the threads are shared among
-them. Prints a table and writes parallel.json: the largest difference of a step's loss from one process's, and tokens/s,
+The default's training, of a model of 3.7 million weights in fp32, on tokens drawn from the step's number: by one
+process, by `ddp` and by `fsdp2`, each in processes of its own that torchrun starts. On a processor the threads are
+shared among them. Prints a table and writes parallel.json: the largest difference of a step's loss from one
+process's, and tokens/s,
 the median over the steps after the first ten. Exit status 1 where a difference is 1e-5 or more.
 """
 
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -23,33 +25,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.shapes import llama
 from llm.compute import Compute, ComputeConfig
-from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel
 from llm.pretrain import PretrainConfig, pretrain
+from stages.params import load
 
 REPO = Path(__file__).parents[1]
 BATCH, MICRO, LENGTH, VOCABULARY = 16, 4, 256, 2048
 WARM = 10  # steps before speed is counted
-MODEL = ModelConfig(
-    n_layer=4,
-    n_head=4,
-    n_kv_head=4,
-    d_model=256,
-    d_ff=704,
-    block_size=LENGTH,
-    attention="fused",
-    position="rope",
-    rope_theta=10_000.0,
-    norm="rmsnorm",
-    norm_eps=1e-5,
-    qk_norm=False,
-    feed_forward="swiglu",
-    bias=False,
-    dropout=0.0,
-    tie_head=True,
-)
+MODEL = llama(4, 4, 4, 256, 704, LENGTH)
+
+
+@dataclass(frozen=True)
+class Sections:
+    """What is read of the default: how it trains."""
+
+    pretrain: PretrainConfig
 
 
 class Drawn:
@@ -75,33 +68,19 @@ def train(kind: str, steps: int, device: str, out: Path) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // here)
     compute = Compute(ComputeConfig(device=device, precision="fp32", tf32=False, compile=False, threads=threads))  # type: ignore[arg-type]
     parallel = Parallel(kind, compute.device.type)  # type: ignore[arg-type]
-    settings = PretrainConfig(
-        start_from="",
+    usual = load(Sections, REPO / "presets/default.yaml").pretrain
+    settings = replace(
+        usual,
         steps=steps,
         batch_size=BATCH,
         micro_batch_size=MICRO,
         packing="windows",
-        mask_documents=False,
-        optimizer="adamw",
         lr=1e-3,
-        muon_lr=0.02,
-        schedule="cosine",
-        final_lr_share=0.1,
         warmup_steps=5,
-        decay_share=0.2,
-        beta1=0.9,
-        beta2=0.95,
-        weight_decay=0.1,
-        grad_clip=1.0,
-        on_nonfinite="stop",
-        max_skips=0,
-        seed=1,
         log_every=1,
         eval_every=steps,
-        eval_documents=1,
         sample_every=steps,
         checkpoint_every=steps,
-        checkpoints_kept=1,
         parallel=parallel.kind,
         processes=parallel.world,
     )

@@ -17,6 +17,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,8 @@ import torch
 import transformers
 import typer
 
+from benchmarks.shapes import SMOLLM2_VOCABULARY, smollm2_135m
+from benchmarks.shapes import llama as shape
 from llm.compute import Compute, ComputeConfig, keep_freed_memory
 from llm.gradients import Batch, backward
 from llm.model.config import ModelConfig
@@ -36,8 +39,11 @@ from llm.optim.guard import Guard
 Step = Callable[[], Any]
 
 LR, BETAS, DECAY, CLIP = 1e-4, (0.9, 0.95), 0.1, 1.0
-# Size: vocabulary, batch, layers, heads, key-value heads, width, feed-forward width. 135m is SmolLM2's.
-SIZES = {"tiny": (4096, 16, 6, 4, 4, 256, 768), "135m": (49152, 4, 30, 9, 3, 576, 1536)}
+# By size: vocabulary, sequences a step, and the shape at a context of so many tokens.
+SIZES: dict[str, tuple[int, int, Callable[[int], ModelConfig]]] = {
+    "tiny": (4096, 16, partial(shape, 6, 4, 4, 256, 768)),
+    "135m": (SMOLLM2_VOCABULARY, 4, smollm2_135m),
+}
 
 
 def main(
@@ -77,7 +83,8 @@ def main(
             rates[name].append(batch_size * length * process.recv())
     for process in processes.values():
         process.send("")
-    config, vocab_size = shape(size, length)
+    vocab_size, _, shaped = SIZES[size]
+    config = shaped(length)
     peak = statistics.median(peaks)
     rows = [
         {
@@ -108,30 +115,6 @@ def main(
     typer.echo(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\nwritten to {out}")
 
 
-def shape(size: str, length: int) -> tuple[ModelConfig, int]:
-    """The model of `size` for a context of `length`, and its vocabulary."""
-    vocab_size, _, n_layer, n_head, n_kv_head, d_model, d_ff = SIZES[size]
-    config = ModelConfig(
-        n_layer=n_layer,
-        n_head=n_head,
-        n_kv_head=n_kv_head,
-        d_model=d_model,
-        d_ff=d_ff,
-        block_size=length,
-        attention="fused",
-        position="rope",
-        rope_theta=10000.0,
-        norm="rmsnorm",
-        norm_eps=1e-5,
-        qk_norm=False,
-        feed_forward="swiglu",
-        bias=False,
-        dropout=0.0,
-        tie_head=True,
-    )
-    return config, vocab_size
-
-
 def computing(threads: int, compiled: bool) -> Compute:
     return Compute(ComputeConfig(device="auto", precision="bf16", tf32=False, compile=compiled, threads=threads))
 
@@ -148,7 +131,8 @@ def serve(
 ) -> None:
     """The process of one contestant: warms up, says so, and sends the steps a second of each round asked for."""
     kind = name.removesuffix("-compiled")
-    config, vocab_size = shape(size, length)
+    vocab_size, _, shaped = SIZES[size]
+    config = shaped(length)
     compute = computing(threads, compiled=kind != name)
     ids = torch.randint(vocab_size, (batch_size, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(0, ids[:, :-1].contiguous().to(compute.device), ids[:, 1:].contiguous().to(compute.device))

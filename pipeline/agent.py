@@ -7,7 +7,6 @@ process it is; a flow works there, and stops when that process is no more. A hea
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -20,11 +19,12 @@ from pathlib import Path
 import psutil
 
 from llm.errors import WordmillError
-from stages import lineage
+from stages import processes
 
 CHECKOUT = "WORDMILL_CHECKOUT"
 AGENT = "WORDMILL_AGENT"
 API = "http://127.0.0.1:4200/api"
+NO_REPORTS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
 STOP_SECONDS = 25.0  # for flows to stop
 HEARTBEAT_SECONDS = "30"  # the most often that Prefect takes
 
@@ -35,8 +35,7 @@ class AgentGoneError(Exception):
 
 def settings() -> dict[str, str]:
     """The environment of everything that talks to Prefect: this machine's server if none is named, no reports home."""
-    own = {"PREFECT_API_URL": API, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    return {**own, **os.environ}
+    return {"PREFECT_API_URL": API, **NO_REPORTS, **os.environ}
 
 
 def run(pool: str) -> int:
@@ -92,12 +91,8 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def _be_worker(parent: int, pool: str) -> None:
     """What the worker's process does: tie its life to the agent's, then be Prefect's worker."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the kernel was asked
-            sys.exit(143)
-    environment = {**os.environ, AGENT: f"{os.getpid()} {lineage.started(os.getpid())}"}
+    processes.die_with_parent(signal.SIGKILL, parent)
+    environment = {**os.environ, AGENT: f"{os.getpid()} {processes.started(os.getpid())}"}
     # Prefect's worker keeps this process's number, and so the flows know it.
     os.execve(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool], environment)
 
@@ -130,7 +125,7 @@ def check() -> None:
     """Raises AgentGoneError in a flow whose agent has ended."""
     if told := os.environ.get(AGENT):
         pid, _, started = told.partition(" ")
-        if lineage.started(int(pid)) != started:
+        if processes.started(int(pid)) != started:
             raise AgentGoneError("its agent was killed; the next rebuild goes on where it stopped")
 
 

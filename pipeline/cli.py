@@ -13,7 +13,6 @@ import typer
 from llm.errors import ConfigError, WordmillError
 from pipeline import run_commands
 
-PARAMS = Path("params.yaml")
 LOCAL = "127.0.0.1"
 
 app = typer.Typer(
@@ -32,6 +31,7 @@ def use(name: Annotated[str, typer.Argument(help="A file in presets/, without it
     """Write params.yaml from a preset."""
     from pipeline import presets
     from pipeline.files import replace
+    from stages.params import PARAMS
 
     replace(PARAMS, presets.from_preset(name, presets.parsed(set_ or [])))
     print(f"params.yaml is now presets/{name}.yaml{' with ' + ', '.join(set_) if set_ else ''}")
@@ -55,7 +55,7 @@ def check() -> None:
     from stages import params, schema
 
     overrides.recover_if_idle()
-    schema.check(params.document(PARAMS))
+    schema.check(params.document())
     print("params.yaml is right")
 
 
@@ -66,16 +66,17 @@ def run(
     force: Annotated[bool, typer.Option(help="Run stages that have not changed, too.")] = False,
     from_: Annotated[str | None, typer.Option("--from", help="Begin at this stage.")] = None,
     until: Annotated[str | None, typer.Option(help="End with this stage.")] = None,
-    stage_hours: Annotated[float | None, typer.Option(help="The longest that one stage may take.")] = None,
+    stage_hours: Annotated[float | None, typer.Option(min=1e-3, help="The longest that one stage may take.")] = None,
 ) -> None:
     """Rebuild through Prefect what has changed; changes given here are for this rebuild alone."""
-    from pipeline import overrides, plan, presets
+    from pipeline import dvc, overrides, plan, presets
+    from pipeline.agent import NO_REPORTS
 
     changes = presets.parsed(set_ or [])
     with overrides.sole_rebuild():  # a mistake, or a rebuild that is at work here, is told before Prefect starts
         plan.text(preset, changes)
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+        dvc.between(dvc.graph(), from_, until)
+    os.environ.update(NO_REPORTS | os.environ)
     from pipeline.flow import rebuild
 
     state = rebuild(
@@ -95,7 +96,7 @@ def run(
 @app.command()
 def server(
     host: Annotated[str, typer.Option(help="The address to listen at; by default not from outside.")] = LOCAL,
-    port: Annotated[int, typer.Option(help="Agents find it by PREFECT_API_URL.")] = 4200,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Agents find it by PREFECT_API_URL.")] = 4200,
 ) -> None:
     """Start the Prefect server: schedules, runs, logs, pages."""
     from pipeline.agent import settings
@@ -126,15 +127,15 @@ def agent(pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu") -> 
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option(help="On this machine only.")] = 5000) -> None:
-    """Open MLflow's pages on http://127.0.0.1:5000."""
-    from stages.tracking_uri import is_local, tracking_uri, without_secrets
+def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only.")] = 5000) -> None:
+    """Serve MLflow's pages on http://127.0.0.1:5000."""
+    from stages.tracking_uri import PAGES, is_local, tracking_uri, without_secrets
 
     uri = tracking_uri()
     if not is_local(uri):
         raise WordmillError(f"the runs are on a server: open {without_secrets(uri)}")
     # Its pages for training, and not those for chats, which it opens by itself.
-    print(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning", flush=True)
+    print(f"http://127.0.0.1:{port}/#/experiments?{PAGES}", flush=True)
     # By default it starts 15 processes for jobs that nobody has asked for.
     os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
     arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -161,7 +162,7 @@ def serve(
     from pipeline.serve.server import DEFAULT, load
     from pipeline.serve.server import serve as answer
 
-    config = compute_config("wordmill serve", device, precision, threads)
+    config = compute_config(device, precision, threads)
     answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting))
 
 
@@ -195,7 +196,7 @@ def generate(
     from pipeline import generate as generating
     from pipeline.options import compute_config
 
-    config = compute_config("wordmill generate", device, precision, threads)
+    config = compute_config(device, precision, threads)
     if logprobs is not None and not as_json:
         raise WordmillError("--logprobs: they are shown with --json only")
     if "" in (stop or []):
@@ -215,9 +216,18 @@ run_commands.add_to(app)
 def main() -> None:
     """The program's entry point."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except WordmillError as error:
         print(f"wordmill: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
+    except Exception as error:
+        # An unknown option or a value out of range: typer would draw a box of five lines around it.
+        if not (words := getattr(error, "format_message", None)):
+            raise
+        if message := words():  # none where it has shown the help
+            print(f"wordmill: {message.rstrip('.')}; `{error.ctx.command_path} --help`", file=sys.stderr)  # type: ignore[attr-defined]
         sys.exit(2)
 
 

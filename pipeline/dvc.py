@@ -12,7 +12,6 @@ fails and loses its outputs.
 """
 
 import contextlib
-import ctypes
 import math
 import os
 import queue
@@ -27,6 +26,7 @@ from enum import Enum
 from pathlib import Path
 
 from llm.errors import TransientError, WordmillError
+from stages.processes import die_with_parent
 
 # What DVC says after each stage about commands to type next.
 HINTS = (
@@ -205,16 +205,7 @@ def run(
     command += ["--wait-for-lock", "repro", "--single-item", *(["--force"] if force else []), name]
     limit = _Limit(stop, seconds)
     limit.check(name)
-    lines: list[str] = []
-    with _session(command, environment or {}) as process:
-        for line in _lines(process):
-            limit.check(name)
-            if line is None:
-                continue
-            lines.append(line)
-            if not line.startswith(HINTS):
-                tell(line)
-        status = process.wait()
+    lines, status = _heard(command, environment or {}, Path(), tell, lambda: limit.check(name))
     if status:
         told = f"exited with {TransientError.status}"  # DVC's own status is the same for every failure
         transient = any(line.startswith("ERROR: ") and line.endswith(told) for line in lines)
@@ -234,24 +225,33 @@ def repro(
     An empty value in `environment` takes a name out of it.
     """
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *targets]
-    lines: list[str] = []
-    with _session(command, environment or {}, folder) as process:
-        for line in _lines(process):
-            if line is None:
-                continue
-            lines.append(line)
-            if not line.startswith(HINTS):
-                tell(line)
-        status = process.wait()
+    lines, status = _heard(command, environment or {}, folder, tell, lambda: None)
     if status:
         started = [line.split("'")[1] for line in lines if line.startswith("Running stage '")]
         raise StageFailedError(_last_words(started[-1] if started else "dvc", lines, status))
 
 
+def _heard(
+    command: list[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    tell: Callable[[str], None],
+    check: Callable[[], None],
+) -> tuple[list[str], int]:
+    """What a command prints, each line told but for DVC's hints, and its exit status. `check` may raise at any time."""
+    lines: list[str] = []
+    with _session(command, environment, folder) as process:
+        for line in _lines(process):
+            check()
+            if line is not None:
+                lines.append(line)
+                if not line.startswith(HINTS):
+                    tell(line)
+        return lines, process.wait()
+
+
 @contextlib.contextmanager
-def _session(
-    command: list[str], environment: Mapping[str, str], folder: Path = Path()
-) -> Iterator[subprocess.Popen[str]]:
+def _session(command: list[str], environment: Mapping[str, str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     programs = str(Path(sys.executable).parent)  # `python` in dvc.yaml is this environment's
     env = {
         **os.environ,
@@ -332,11 +332,7 @@ def _last_words(name: str, lines: list[str], status: int) -> str:
 
 def _be_dvc(parent: int, arguments: list[str]) -> int:
     """What the child process does: tie its life to its parent's, then be DVC."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the kernel was asked
-            return 143
+    die_with_parent(signal.SIGTERM, parent)
     from dvc.cli import main
 
     return int(main(arguments))

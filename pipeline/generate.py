@@ -47,9 +47,10 @@ def generate(
 
     Raises WordmillError for a model that cannot be loaded and for prompts that do not fit.
     """
+    loaded = folder.load(model)
     tokenizer = Tokenizer.load(model)
     encoded = [[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch(texts)]
-    decoder = fastest(folder.load(model), Compute(config))
+    decoder = fastest(loaded, Compute(config))
     check_fit(encoded, decoder.config.block_size, wanted.past_context)
     jobs = [(text, ids, seed + again) for text, ids in zip(texts, encoded, strict=True) for again in range(count)]
     for start in range(0, len(jobs), AT_ONCE):

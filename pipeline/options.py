@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llm.compute import ComputeConfig
+from llm.errors import WordmillError
 from stages import params
 
 
@@ -13,7 +14,10 @@ class Sections:
     compute: ComputeConfig
 
 
-def compute_config(command: str, device: str, precision: str, threads: int) -> ComputeConfig:
-    """The options of `command`, checked as the section `compute` of params.yaml is. Raises WordmillError."""
+def compute_config(device: str, precision: str, threads: int) -> ComputeConfig:
+    """The options, checked as the section `compute` of params.yaml is. Raises WordmillError."""
     values = {"device": device, "precision": precision, "tf32": False, "compile": False, "threads": threads}
-    return params.build(Sections, {"compute": values}, command).compute
+    try:
+        return params.build(Sections, {"compute": values}, "").compute
+    except WordmillError as error:
+        raise WordmillError(str(error).replace(": compute.", "--", 1)) from None

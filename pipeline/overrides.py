@@ -14,8 +14,8 @@ from filelock import FileLock, Timeout
 
 from llm.errors import WordmillError
 from pipeline.files import replace
+from stages.params import PARAMS
 
-PARAMS = Path("params.yaml")
 ORIGINAL = Path("runs/overridden/original.yaml")
 APPLIED = Path("runs/overridden/applied.yaml")
 LOCK = Path("runs/rebuild.lock")

@@ -14,11 +14,10 @@ from typing import Any, cast
 from prefect.artifacts import Artifact, create_markdown_artifact, create_table_artifact
 from prefect.client.schemas import State
 from prefect.runtime import deployment, flow_run
-from ruamel.yaml import YAML
 
-from stages.metrics import numbers, read_json
-from stages.stage_run import PAGES
-from stages.tracking_uri import experiment_name, is_local, is_sqlite, sqlite_path, without_secrets
+from stages import lineage
+from stages.metrics import figures
+from stages.tracking_uri import PAGES, experiment_name, is_local, is_sqlite, sqlite_path, without_secrets
 
 SAMPLES = Path("reports/samples.md")
 LOCAL_PAGES = "http://127.0.0.1:5000"  # where `wordmill ui` shows a database of this machine's
@@ -92,14 +91,10 @@ def told(state: State[Any]) -> str:
 
 def current_figures() -> dict[str, float]:
     """The numbers of every metrics file that dvc.yaml declares and that is there, as `stage/name`."""
-    stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
     found: dict[str, float] = {}
-    for stage, content in stages.items():
-        for entry in content.get("metrics", []):
-            path = Path(next(iter(entry)) if isinstance(entry, dict) else entry)
-            if path.exists():
-                prefix = f"{stage}/" if path.stem == stage else f"{stage}/{path.stem}."
-                found |= numbers(read_json(path), prefix)
+    for stage in lineage.declared():
+        there = [path for path in stage.metrics if Path(path).exists()]
+        found |= {f"{stage.name}/{name}": value for name, value in figures(stage.name, there).items()}
     return found
 
 

@@ -17,8 +17,8 @@ from llm.errors import WordmillError
 from pipeline import overrides, presets
 from pipeline.files import replace
 from stages import params, schema
+from stages.params import PARAMS
 
-PARAMS = Path("params.yaml")
 READY = "params.yaml is ready"
 
 
@@ -26,7 +26,7 @@ def text(preset: str | None, changes: Mapping[str, Any]) -> str | None:
     """The params.yaml that a rebuild is to use, checked; None for the one that is there. Raises WordmillError."""
     if preset is not None:
         return presets.from_preset(preset, changes)
-    content = params.document(PARAMS)
+    content = params.document()
     schema.check(content)
     return presets.changed(PARAMS.read_text(encoding="utf-8"), changes, "overrides") if changes else None
 

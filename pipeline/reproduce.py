@@ -26,9 +26,10 @@ from ruamel.yaml import YAML
 from llm.errors import WordmillError
 from pipeline import apart, compare, dvc
 from pipeline.files import replace
+from pipeline.git import git
 from stages import lineage, provenance
 from stages.history import Rebuild, StageRecord, versions
-from stages.stage import digest
+from stages.lineage import digest
 
 FOLDER = Path("runs/reproduce")
 
@@ -134,8 +135,13 @@ def _code(run: Rebuild, here: bool) -> tuple[str, bytes]:
         commit, patch = run.commit, run.patch
     if commit is None:
         raise WordmillError(f"{'this folder' if here else run.name}: not in a git repository with a commit")
-    if not here and apart.git("cat-file", "-e", f"{commit}^{{commit}}") is not None:
-        raise WordmillError(f"{run.name}: its commit {commit[:12]} is not in this repository; fetch it with git")
+    if not here:
+        try:
+            git("cat-file", "-e", f"{commit}^{{commit}}")
+        except WordmillError:
+            raise WordmillError(
+                f"{run.name}: its commit {commit[:12]} is not in this repository; fetch it with git"
+            ) from None
     return commit, patch
 
 

@@ -23,7 +23,7 @@ def status(
     from stages import params, schema
 
     overrides.recover_if_idle()
-    schema.check(params.document(overrides.PARAMS))
+    schema.check(params.document())
     found = forecast(force)
     told = found if all_ else [each for each in found if each.verdict is not Verdict.UNCHANGED]
     for line in lines(told):
@@ -82,8 +82,9 @@ def sweep(
 
 
 def _as_flow(grid: "list[Point]") -> "list[Outcome]":
-    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    os.environ.setdefault("DO_NOT_TRACK", "1")
+    from pipeline.agent import NO_REPORTS
+
+    os.environ.update(NO_REPORTS | os.environ)
     from pipeline.sweep_flow import run
 
     return run(grid)

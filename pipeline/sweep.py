@@ -9,7 +9,6 @@ when the second comes to it. An interrupted sweep is given again: what it has fi
 """
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from uuid import uuid4
 
 from llm.errors import WordmillError
 from pipeline import apart, compare, dvc, presets
-from stages import lineage, params, provenance, schema, sweep_run
-from stages.metrics import numbers
+from stages import delivery, lineage, params, provenance, schema, sweep_run
+from stages.metrics import figures
 from stages.tracking_uri import experiment_name, tracking_uri
 
 FOLDER = Path("runs/sweep")
@@ -114,10 +113,7 @@ def rebuild(point: Point, folder: Path, environment: Mapping[str, str], tell: Ca
     except dvc.StageFailedError as error:
         outcome.error = str(error)
     finally:
-        for path in (folder / "runs/undelivered").glob("*.jsonl"):
-            kept = Path("runs/undelivered") / path.name
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(kept)
+        delivery.take_over(folder, Path())
         apart.remove(folder)
     return outcome
 
@@ -152,10 +148,8 @@ def _metrics(folder: Path) -> dict[str, float]:
     """The figures of every metrics file, as `<stage>.<name>`."""
     found: dict[str, float] = {}
     for stage in lineage.declared(folder / "dvc.yaml"):
-        for path in stage.metrics:
-            inner = "" if Path(path).stem == stage.name else f"{Path(path).stem}."
-            content = json.loads((folder / path).read_text(encoding="utf-8"))
-            found |= {f"{stage.name}.{name}": value for name, value in numbers(content, inner).items()}
+        of_stage = figures(stage.name, [str(folder / path) for path in stage.metrics])
+        found |= {f"{stage.name}.{name}": value for name, value in of_stage.items()}
     return found
 
 

@@ -16,7 +16,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -26,7 +25,9 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 
 from llm.errors import TransientError, WordmillError
-from pipeline import dvc
+from pipeline import apart, dvc
+from pipeline.git import git
+from stages import delivery
 from stages.tracking_uri import is_sqlite, sqlite_path, tracking_uri
 
 WORKTREES = Path("runs/worktrees")
@@ -45,7 +46,7 @@ class Worktree:
 
         `stages` are those whose outputs are there.
         """
-        if not _git("status", "--porcelain", cwd=self.folder):
+        if not git("status", "--porcelain", cwd=self.folder):
             return None
         name = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")
         dvc.save_experiment(name, stages)
@@ -66,7 +67,7 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
         _clear(root)
         lock = _lock(folder)
         lock.acquire(timeout=0)
-        _git("worktree", "add", "--force", "--detach", str(folder), revision)
+        git("worktree", "add", "--force", "--detach", str(folder), revision)
     try:
         store = tracking_uri()
         if is_sqlite(store):  # it may be named from here
@@ -78,7 +79,7 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
         yield Worktree(folder, revision, environment)
     finally:
         os.chdir(root)
-        _keep_undelivered(root, folder)
+        delivery.take_over(folder, root)
         with _sole(root):
             _remove(folder)
             lock.release()
@@ -87,10 +88,10 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
 def _resolved(commit: str) -> str:
     """The commit's full name; what a remote has is asked for anew. Raises WordmillError."""
     remote, slash, _ = commit.partition("/")
-    if slash and remote in _git("remote").split():
+    if slash and remote in git("remote").split():
         _fetch(remote)
     found = _known(commit)
-    if found is None and (remotes := _git("remote").split()):
+    if found is None and (remotes := git("remote").split()):
         for remote in remotes:
             _fetch(remote)
         found = _known(commit)
@@ -100,18 +101,21 @@ def _resolved(commit: str) -> str:
 
 
 def _known(commit: str) -> str | None:
-    done = _run("git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}")
-    return done.stdout.strip() if done.returncode == 0 else None
+    try:
+        return git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}").strip()
+    except WordmillError:
+        return None
 
 
 def _fetch(remote: str) -> None:
     for pause in (*FETCH_SECONDS, None):
-        done = _run("git", "fetch", "--quiet", "--tags", remote)
-        if done.returncode == 0:
+        try:
+            git("fetch", "--quiet", "--tags", remote)
             return
-        if pause is not None:
+        except WordmillError as error:
+            if pause is None:
+                raise TransientError(f"{remote}: {error}") from None
             time.sleep(pause)
-    raise TransientError(f"git fetch {remote}: {_last_line(done)}")
 
 
 def _share(root: Path, folder: Path) -> None:
@@ -128,30 +132,17 @@ def _share(root: Path, folder: Path) -> None:
         (folder / "runs" / stage).symlink_to(shared, target_is_directory=True)
 
 
-def _keep_undelivered(root: Path, folder: Path) -> None:
-    """Bring what MLflow did not take to the checkout's own."""
-    for path in (folder / "runs/undelivered").glob("*"):
-        kept = root / "runs/undelivered"
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.move(path, kept / path.name)
-
-
 def _clear(root: Path) -> None:
     """Remove the worktrees whose process is no more."""
     for folder in (root / WORKTREES).iterdir():
         if folder.is_dir():
             with contextlib.suppress(Timeout), _lock(folder).acquire(timeout=0):
-                _keep_undelivered(root, folder)
+                delivery.take_over(folder, root)
                 _remove(folder)
 
 
 def _remove(folder: Path) -> None:
-    """Everything of a worktree; the links' targets stay."""
-    for path in (folder / "runs").glob("*"):
-        if path.is_symlink():
-            path.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-    _run("git", "worktree", "prune", cwd=folder.parent)
+    apart.remove(folder)
     Path(_lock(folder).lock_file).unlink(missing_ok=True)  # names are not used again
 
 
@@ -162,20 +153,3 @@ def _lock(folder: Path) -> FileLock:
 def _sole(root: Path) -> FileLock:
     """Adding and removing worktrees, one process at a time."""
     return FileLock(root / "runs/worktrees.lock", thread_local=False)
-
-
-def _git(*arguments: str, cwd: Path | None = None) -> str:
-    done = _run("git", *arguments, cwd=cwd)
-    if done.returncode:
-        raise WordmillError(f"git {arguments[0]}: {_last_line(done)}")
-    return done.stdout
-
-
-def _run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}  # nobody is there to be asked for a password
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-    return lines[-1] if lines else f"ended with {done.returncode}"

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.errors import WordmillError
-from stages import lineage
+from stages import processes
 from stages.mailbox import Event, Unavailable, serve
 from stages.stage_run import StageRun
 from stages.tracking_uri import without_secrets
@@ -57,7 +57,7 @@ def deliver_kept(uri: str, tell: Callable[[str], None], only_same_store: bool = 
     for path in sorted(UNDELIVERED.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
         with contextlib.suppress(Timeout, FileNotFoundError), FileLock(path.with_suffix(".lock"), timeout=0):
             start, events = _read(path)
-            alive = lineage.started(int(start["pid"])) == start["started"]
+            alive = processes.started(int(start["pid"])) == start["started"]
             if alive or (only_same_store and start["uri"] != uri):
                 continue
             try:
@@ -69,6 +69,13 @@ def deliver_kept(uri: str, tell: Callable[[str], None], only_same_store: bool = 
             tell(f"{start['stage']}: {len(events)} events that were kept are now in {without_secrets(uri)}")
         path.with_suffix(".lock").unlink(missing_ok=True)
     return count
+
+
+def take_over(folder: Path, root: Path) -> None:
+    """Bring what stages in the checkout `folder` could not deliver to the one in `root`, before `folder` goes."""
+    for path in (folder / UNDELIVERED).glob("*.jsonl"):
+        (root / UNDELIVERED).mkdir(parents=True, exist_ok=True)
+        path.replace(root / UNDELIVERED / path.name)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Event]]:

@@ -13,7 +13,6 @@ reading the data again and without asking DVC.
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,11 @@ import psutil
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from llm.errors import WordmillError
+from stages.params import PARAMS
+from stages.processes import host, started
+
 PIPELINE = Path("dvc.yaml")
-PARAMS = Path("params.yaml")
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,26 @@ def derived(
     known: dict[str, str] = {}
     made = {out for stage in stages for out in stage.outs}
     for stage in stages:
-        inputs = {dep: known.get(dep) if dep in made else _file_digest(Path(dep)) for dep in stage.deps}
-        complete = {dep: digest for dep, digest in inputs.items() if digest is not None}
-        if len(complete) < len(inputs) or any(section not in content for section in stage.sections):
+        inputs = {dep: known[dep] for dep in stage.deps if dep in known}
+        inputs |= {dep: digest(Path(dep)) for dep in stage.deps if dep not in made and Path(dep).is_file()}
+        if len(inputs) < len(stage.deps) or any(section not in content for section in stage.sections):
             continue
-        stage_key = key(stage.name, flat({section: content[section] for section in stage.sections}), complete)
+        stage_key = key(stage.name, flat({section: content[section] for section in stage.sections}), inputs)
         yield stage.name, stage_key
         known |= outputs_of(stage.name, stage_key) or {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents in sorted order. Raises WordmillError."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise WordmillError(f"{path}: not found; `dvc repro` makes it, or `dvc checkout` brings it back")
+    whole = hashlib.sha256()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        whole.update(f"{file_path.relative_to(path).as_posix()}\0{digest(file_path)}\n".encode())
+    return whole.hexdigest()
 
 
 def document() -> dict[str, Any]:
@@ -133,38 +148,12 @@ def rebuild() -> str:
     raise AssertionError("the process itself always matches")
 
 
-def host() -> str:
-    """The machine's name: process ids mean something only beside it."""
-    return platform.node() or "unknown"
-
-
-def started(pid: int) -> str:
-    """When a process started, in the system's own unit; empty if no such process is alive.
-
-    Linux counts ticks since the machine started, which, unlike a time of day, a corrected clock leaves as they are.
-    """
-    try:
-        if Path("/proc/self/stat").exists():
-            state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            return "" if state in "ZX" else rest[18]
-        return f"{psutil.Process(pid).create_time():.0f}"
-    except (OSError, psutil.Error):
-        return ""
-
-
 def _is_dvc(process: psutil.Process) -> bool:
     try:
         words = process.cmdline()[:3]
     except psutil.Error:
         return False
     return any(Path(word).name in ("dvc", "dvc.exe") for word in words)
-
-
-def _file_digest(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _names(entries: list[Any]) -> list[str]:

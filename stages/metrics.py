@@ -5,7 +5,7 @@ show` fits a terminal; equal names stand in one column. What explains them goes 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,14 @@ def write_json(content: object, path: Path) -> None:
 def read_json(path: Path) -> Any:
     """What `write_json` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def figures(stage: str, paths: Iterable[str]) -> dict[str, float]:
+    """The numbers of a stage's metrics files; a file's name goes before them where it is not the stage's."""
+    found: dict[str, float] = {}
+    for path in map(Path, paths):
+        found |= numbers(read_json(path), "" if path.stem == stage else f"{path.stem}.")
+    return found
 
 
 def numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -40,7 +40,7 @@ SECTIONS = (
     "export",
     "compute",
 )
-NAMING = ("path", "paths", "start_from")  # keys whose values name files
+NAMING = ("path", "paths", "start_from", "minimal_pairs")  # keys whose values name files
 
 T = TypeVar("T")
 
@@ -63,10 +63,10 @@ def document(path: Path = PARAMS) -> dict[str, Any]:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = (getattr(error, "problem", None) or str(error)).splitlines()[0]
         raise WordmillError(f"{path}{where}: not valid YAML: {problem}") from None
     if not isinstance(content, dict):
-        raise WordmillError(f"{path}: expected sections such as `corpus:`, found {type(content).__name__}")
+        raise WordmillError(f"{path}: expected sections such as `corpus:`, found {_kind(content)}")
     check_sections(content, path.name)
     return content
 
@@ -132,6 +132,10 @@ def _section(section_type: type, values: Mapping[str, Any], where: str) -> Any:
         raise WordmillError(f"{where}.{error.field}: {error.problem}") from None
     except (TypeError, ValueError) as error:
         raise WordmillError(f"{where}: {error}; use numbers, strings, booleans and lists") from None
+
+
+def _kind(content: Any) -> str:
+    return "nothing" if content is None else type(content).__name__
 
 
 def _guess(name: str, known: tuple[str, ...] | list[str]) -> str:

@@ -54,13 +54,18 @@ def register(client: "MlflowClient", run_id: str, folder: Path, name: str, tags:
             _save(folder, Path(made) / "model")
             client.log_artifacts(run_id, str(Path(made) / "model"), "model")
         source = f"{client.get_run(run_id).info.artifact_uri}/model"
-        text = f"{tags['bits_per_byte']} bits per byte on the test text; run {run_id}"
+        text = f"{float(tags['bits_per_byte']):.4f} bits per byte on the test text; run {run_id}"
         version = client.create_model_version(name, source, run_id, tags=dict(tags), description=text)
         versions = [version, *versions]
     client.set_tag(run_id, "wordmill.model_version", f"{name}/{version.version}")
     rivals = [found for found in versions if found.tags.get("test_text") == tags["test_text"]]
     best = min(rivals, key=lambda found: (float(found.tags["bits_per_byte"]), int(found.version)))
     client.set_registered_model_alias(name, CHAMPION, best.version)
+
+
+def _released(package: str) -> str:
+    """The version without what a build adds, as in 2.13.0+cpu: an index knows releases only."""
+    return importlib.metadata.version(package).partition("+")[0]
 
 
 def _save(folder: Path, path: Path) -> None:
@@ -79,5 +84,5 @@ def _save(folder: Path, path: Path) -> None:
         code_paths=[str(LIBRARY)],
         signature=infer_signature(example, pd.DataFrame({"text": [""]}), DEFAULTS),
         input_example=(example, DEFAULTS),
-        pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES],
+        pip_requirements=[f"{package}=={_released(package)}" for package in PACKAGES],
     )

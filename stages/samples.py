@@ -4,7 +4,7 @@ Writes reports/samples.md for reading and reports/samples.json for the report.
 """
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -46,9 +46,10 @@ def run(params: Params, stage: Stage) -> None:
         {"prompt": prompt, "base": base, "dpo": dpo}
         for prompt, base, dpo in zip(prompts, written["base"], written["dpo"], strict=True)
     ]
-    write_json({"sampling": asdict(config.sampling), "samples": samples}, Path("reports/samples.json"))
+    settings = described(config.sampling)
+    write_json({"settings": settings, "samples": samples}, Path("reports/samples.json"))
     page = Path("reports/samples.md")
-    page.write_text(markdown(samples, config.sampling), encoding="utf-8")
+    page.write_text(markdown(samples, settings), encoding="utf-8")
     stage.artifact(page)
     print(page.read_text(encoding="utf-8"))
 
@@ -64,14 +65,19 @@ def check_fit(prompts: list[list[int]], own: bool, block_size: int) -> None:
             )
 
 
-def markdown(samples: list[dict[str, str]], sampling: Sampling) -> str:
-    """A page with a section a prompt; the prompt is bold, what a model wrote follows it."""
+def described(sampling: Sampling) -> str:
+    """The settings for people: those that everybody knows, and of the others what is not as usual."""
     settings = f"Temperature {sampling.temperature}, top-k {sampling.top_k or 'off'}"
     settings += f", top-p {sampling.top_p if sampling.top_p < 1 else 'off'}"
     plain = Sampling()
     for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
         if (value := getattr(sampling, name)) != getattr(plain, name):
             settings += f", {name.replace('_', '-' if name == 'min_p' else ' ')} {value}"
+    return settings
+
+
+def markdown(samples: list[dict[str, str]], settings: str) -> str:
+    """A page with a section a prompt; the prompt is bold, what a model wrote follows it."""
     parts = ["# Samples\n", f"{settings}. The prompt is bold; each model wrote the rest.\n"]
     for number, sample in enumerate(samples, start=1):
         parts.append(f"## {number}\n")

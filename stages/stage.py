@@ -16,7 +16,6 @@
 - opens the MLflow run of the stage, and at the end gives it the figures of the stage's metrics files.
 """
 
-import ctypes
 import errno
 import hashlib
 import json
@@ -30,12 +29,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
 from llm.errors import WordmillError
 from stages import last_lines
 from stages import params as params_file
-from stages.metrics import numbers
+from stages.lineage import declared, digest
+from stages.metrics import figures
+from stages.processes import die_with_parent
 from stages.scratch import RUNS, scratch
 from stages.tracking import Tracker
 
@@ -91,29 +91,16 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         raise WordmillError(f"another `{name}` runs in this folder; wait for it, or stop it, and try again") from None
     with lock:
         flat = params_file.flat(params)
-        dependencies, outs, metrics = _declared(name)
-        inputs = {path: digest(Path(path)) for path in dependencies}
+        declaration = next(stage for stage in declared() if stage.name == name)
+        inputs = {path: digest(Path(path)) for path in declaration.deps}
         fingerprint = hashlib.sha256(json.dumps([flat, inputs], sort_keys=True).encode()).hexdigest()[:16]
         tracker = Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint)
         with scratch(name, fingerprint) as folder, tracker:
             run(params, Stage(name, folder, tracker))
-            tracker.headlines({key: value for path in metrics for key, value in _figures(name, Path(path)).items()})
+            tracker.headlines(figures(name, declaration.metrics))
             if sources := params_file.named_files(flat):
                 tracker.sources({str(path): digest(path) for path in sources})
-            tracker.outputs({path: digest(Path(path)) for path in [*outs, *metrics]})
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file, or of a folder's relative names and contents in sorted order. Raises WordmillError."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    if not path.is_dir():
-        raise WordmillError(f"{path}: not found; `dvc repro` makes it, or `dvc checkout` brings it back")
-    whole = hashlib.sha256()
-    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-        whole.update(f"{file_path.relative_to(path).as_posix()}\0{digest(file_path)}\n".encode())
-    return whole.hexdigest()
+            tracker.outputs({path: digest(Path(path)) for path in declaration.outs})
 
 
 def disk_problem(error: Exception) -> str | None:
@@ -131,33 +118,6 @@ def disk_problem(error: Exception) -> str | None:
     if number in (errno.EACCES, errno.EPERM) and name and Path(os.fsdecode(name)).absolute().is_relative_to(Path.cwd()):
         return f"{place}: permission denied; see with `ls -l` whose it is, and run `dvc repro` again"
     return None
-
-
-def _figures(stage: str, path: Path) -> dict[str, float]:
-    """The numbers of a metrics file; the file's name goes before them where it is not the stage's."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return numbers(content, "" if path.stem == stage else f"{path.stem}.")
-
-
-def _declared(name: str) -> tuple[list[str], list[str], list[str]]:
-    """The dependencies, the outputs (with plots) and the metrics of a stage, as dvc.yaml lists them."""
-    stages = YAML(typ="safe", pure=True).load(Path("dvc.yaml"))["stages"]
-    stage: dict[str, Any] = stages[name]
-
-    def paths(*kinds: str) -> list[str]:
-        entries = [entry for kind in kinds for entry in stage.get(kind, [])]
-        return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
-
-    return paths("deps"), paths("outs", "plots"), paths("metrics")
-
-
-def die_with_parent(signum: signal.Signals, parent: int) -> None:
-    """Ask the kernel for a signal when `parent`, the process that started this one, ends. On Linux only."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signum)
-        if os.getppid() != parent:  # it died before the kernel was asked
-            sys.exit(143)
 
 
 class _Signals:

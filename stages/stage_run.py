@@ -19,22 +19,19 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from llm.errors import WordmillError
-from stages import lineage, provenance, registry
+from stages import lineage, processes, provenance, registry
 from stages.mailbox import Event, Unavailable
 from stages.system_metrics import Sampler
-from stages.tracking_uri import client, experiment_name, is_sqlite, reachable, sqlite_path
+from stages.tracking_uri import PAGES, client, experiment_id, experiment_name, reachable
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: opens among the runs, not the chats
 LOCK = Path("runs/tracking.lock")
 FILES = (lineage.PARAMS, lineage.PIPELINE, Path("dvc.lock"))
 LONGEST_PARAM = 6000  # characters; MLflow's own limits
 LONGEST_TAG = 8000
 LONGEST_DIGEST = 36
-PAGES = "workflowType=machine_learning"  # without it MLflow shows its pages for chats around a run
 TOO_LATE = "gone or changed before it was delivered"
 PREFECT = "prefect-"  # the beginning of a rebuild's name in a Prefect flow run; its id follows
 
@@ -57,8 +54,8 @@ class StageRun:
         self._makers: dict[str, Run] = {}  # finished runs by stage key
         with reachable(self._uri, starting=True), _locked():
             self._client = client(self._uri)
-            self._experiment = self._find_experiment()
-            self._bury(self._search(f"attributes.status = 'RUNNING' and tags.`wordmill.host` = '{lineage.host()}'"))
+            self._experiment = experiment_id(self._client, self._uri, self._moment["experiment"])
+            self._bury(self._search(f"attributes.status = 'RUNNING' and tags.`wordmill.host` = '{processes.host()}'"))
             self._parent = self._find_parent()
             self._run_id = (late and self._find_own()) or self._new_run(
                 self._stage,
@@ -101,9 +98,7 @@ class StageRun:
                     case "artifact":
                         path, folder = Path(event["path"]), event["folder"]
                         if self._late and not _as_it_was(path, event["time"]):
-                            self._tag(
-                                self._run_id, {f"not_kept.{path.name}": "gone or changed before it was delivered"}
-                            )
+                            self._tag(self._run_id, {f"not_kept.{path.name}": TOO_LATE})
                         elif path.is_dir():
                             self._client.log_artifacts(self._run_id, str(path), f"{folder}/{path.name}".lstrip("/"))
                         else:
@@ -144,21 +139,6 @@ class StageRun:
         with _locked():
             self._client.set_terminated(self._run_id, status, time)
             self._update_parent()
-
-    def _find_experiment(self) -> str:
-        name = self._moment["experiment"]
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            folder = None  # the server's own
-            if is_sqlite(self._uri):
-                folder = (sqlite_path(self._uri).absolute().parent / "mlartifacts").as_uri()
-            return str(self._client.create_experiment(name, artifact_location=folder, tags=KIND))
-        if found.lifecycle_stage == "deleted":
-            raise WordmillError(
-                f"MLflow experiment {name!r} is deleted; `mlflow experiments restore -x {found.experiment_id}` "
-                "brings it back, or set MLFLOW_EXPERIMENT_NAME"
-            )
-        return str(found.experiment_id)
 
     def _find_parent(self) -> str:
         mine = self._search(
@@ -274,9 +254,9 @@ class StageRun:
         for run in runs:
             tags = run.data.tags
             pid = tags.get("wordmill.pid", "")
-            if run.info.status != "RUNNING" or tags.get("wordmill.host") != lineage.host() or not pid:
+            if run.info.status != "RUNNING" or tags.get("wordmill.host") != processes.host() or not pid:
                 continue
-            dead = lineage.started(int(pid)) != tags.get("wordmill.started")
+            dead = processes.started(int(pid)) != tags.get("wordmill.started")
             if dead and (tags.get("wordmill.kind") == "stage" or not self._is_active(run.info.run_id)):
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 run.info._status = "KILLED"
@@ -286,9 +266,9 @@ class StageRun:
         """Whether a stage of a rebuild is running: the parent's own process ended with its first stage."""
         children = self._search(f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'")
         return any(
-            lineage.started(int(run.data.tags["wordmill.pid"])) == run.data.tags["wordmill.started"]
+            processes.started(int(run.data.tags["wordmill.pid"])) == run.data.tags["wordmill.started"]
             for run in children
-            if run.data.tags.get("wordmill.host") == lineage.host()
+            if run.data.tags.get("wordmill.host") == processes.host()
         )
 
     def _search(self, query: str, limit: int = 1000) -> list["Run"]:
@@ -332,7 +312,7 @@ def _moment() -> dict[str, Any]:
         "left_out": left_out,
         "packages": provenance.packages(),
         "hardware": provenance.hardware(),
-        "host": lineage.host(),
+        "host": processes.host(),
         "sweep": os.environ.get("WORDMILL_SWEEP", ""),  # the run that this rebuild is a point of
         "user": user,
         "files": {str(path): path.read_text(encoding="utf-8") for path in FILES if path.exists()},

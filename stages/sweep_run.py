@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from llm.errors import WordmillError
 from stages.mailbox import Unavailable
-from stages.stage_run import KIND
-from stages.tracking_uri import client, experiment_name, is_sqlite, reachable, sqlite_path, tracking_uri
+from stages.tracking_uri import client, experiment_id, experiment_name, reachable, tracking_uri
 
 Cells = Sequence[str]
 
@@ -17,15 +15,7 @@ def begin(axes: Mapping[str, Sequence[object]]) -> str | None:
     try:
         with reachable(uri, starting=True):
             mlflow = client(uri)
-            name = experiment_name()
-            found = mlflow.get_experiment_by_name(name)
-            if found is None:
-                folder = (sqlite_path(uri).absolute().parent / "mlartifacts").as_uri() if is_sqlite(uri) else None
-                experiment = mlflow.create_experiment(name, artifact_location=folder, tags=KIND)
-            elif found.lifecycle_stage == "deleted":
-                raise WordmillError(f"MLflow experiment {name!r} is deleted; restore it, or set MLFLOW_EXPERIMENT_NAME")
-            else:
-                experiment = found.experiment_id
+            experiment = experiment_id(mlflow, uri, experiment_name())
             tags = {"wordmill.kind": "sweep", "mlflow.source.type": "LOCAL", "mlflow.source.name": "wordmill sweep"}
             run = mlflow.create_run(experiment, tags=tags, run_name=f"sweep {datetime.now():%m-%d %H:%M:%S}")
             for axis, values in axes.items():

@@ -28,7 +28,8 @@ from typing import Any
 
 from llm.errors import WordmillError
 from llm.pretrain import Record
-from stages.stage import RUNS, die_with_parent, disk_problem
+from stages.processes import die_with_parent
+from stages.stage import RUNS, disk_problem
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0  # that torchrun has to stop its processes before it is killed

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from llm.errors import WordmillError
-from stages import delivery, last_lines, lineage
+from stages import delivery, last_lines, lineage, processes
 from stages.mailbox import KILLED_PATIENCE, Mailbox, now
 from stages.tracking_uri import tracking_uri
 
@@ -50,7 +50,7 @@ class Tracker:
             "fingerprint": key,
             "rebuild": lineage.rebuild(),
             "pid": str(os.getpid()),
-            "started": lineage.started(os.getpid()),
+            "started": processes.started(os.getpid()),
         }
 
     def __enter__(self) -> "Tracker":

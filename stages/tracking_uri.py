@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "wordmill"
 DATABASE = Path("mlflow.db")
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: opens among the runs, not the chats
+PAGES = "workflowType=machine_learning"  # without it MLflow shows its pages for chats around a run
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks")
 
 
@@ -57,6 +59,22 @@ def client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
+    """The experiment of this name, made if there is none. Raises WordmillError for a deleted one."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        folder = None  # the server's own
+        if is_sqlite(uri):
+            folder = (sqlite_path(uri).absolute().parent / "mlartifacts").as_uri()
+        return str(client.create_experiment(name, artifact_location=folder, tags=KIND))
+    if found.lifecycle_stage == "deleted":
+        raise WordmillError(
+            f"MLflow experiment {name!r} is deleted; `mlflow experiments restore -x {found.experiment_id}` "
+            "brings it back, or set MLFLOW_EXPERIMENT_NAME"
+        )
+    return str(found.experiment_id)
 
 
 def is_sqlite(uri: str) -> bool:

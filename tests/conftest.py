@@ -13,21 +13,10 @@ import torch
 from llm.compute import Compute, ComputeConfig
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
-from stages import params
+from stages import lineage, params
 
-STAGES = (
-    "download",
-    "tokenizer",
-    "shards",
-    "pretrain",
-    "preferences",
-    "dpo",
-    "evaluate",
-    "samples",
-    "export",
-    "report",
-)
 ROOT = Path(__file__).parents[1]
+STAGES = [stage.name for stage in lineage.declared(ROOT / "dvc.yaml")]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 

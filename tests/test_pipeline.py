@@ -8,25 +8,16 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
 from benchmarks.kill import Checkout, build, ran, survives
+from stages import lineage
 
-STAGES = {
-    "download",
-    "tokenizer",
-    "shards",
-    "pretrain",
-    "preferences",
-    "dpo",
-    "evaluate",
-    "samples",
-    "export",
-    "report",
-}
+STAGES = {stage.name for stage in lineage.declared(Path(__file__).parents[1] / "dvc.yaml")}
 
 
 @pytest.fixture(scope="module")

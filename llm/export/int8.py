@@ -47,6 +47,7 @@ def save(folder: Path, target: Path) -> None:
         if weight.ndim == 2:
             tensors[name], tensors[f"{name}.scale"] = quantised(weight)
     save_file(tensors, target / INTEGERS, metadata={"format": "pt"})
+    (target / INTEGERS).chmod((target / "config.json").stat().st_mode)  # safetensors lets only its writer read it
 
 
 def read_weights(folder: Path, model: Transformer) -> None:

@@ -44,6 +44,7 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     views = {name: view.contiguous() for name, view in LAYOUTS[name].views(model).items()}
     save_file(views, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors lets only its writer read it
 
 
 def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:

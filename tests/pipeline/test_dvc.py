@@ -154,11 +154,10 @@ def test_killing_who_started_a_stage_ends_all_its_processes(checkout: Path) -> N
     for stage in ("corpus", "pretrain", "preferences"):
         dvc.run(stage, lambda line: None)
     change(samples__top_k=14)
-    # The real stages ask the kernel for this themselves (stages.stage); so does this one.
+    # The real stages ask the kernel for this themselves (stages.stage.main); so does this one.
     code = Path("toy.py").read_text()
-    asking = (
-        "import os, signal\nfrom stages.stage import die_with_parent\ndie_with_parent(signal.SIGTERM, os.getppid())\n"
-    )
+    asking = "import os, signal\nfrom stages.processes import die_with_parent\n"
+    asking += "die_with_parent(signal.SIGTERM, os.getppid())\n"
     Path("toy.py").write_text(asking + code)
     for stage in ("corpus", "pretrain", "preferences"):
         dvc.run(stage, lambda line: None)

@@ -100,8 +100,10 @@ def test_past_the_context(call: Call) -> None:
         (["--file", "nowhere.txt"], "--file: nowhere.txt: No such file"),
         ([], "standard input: no prompt in it"),
         (["x" * 100], "prompt 1 has 101 tokens; the context holds 1 to 63"),
-        (["x", "--model", "nowhere"], "nowhere"),
-        (["x", "--device", "tpu"], "wordmill generate: compute.device"),
+        (["x", "--model", "nowhere"], "nowhere: no model there"),
+        (["x", "--max-tokens", "0"], "--max-tokens"),
+        (["x", "--no-such"], "No such option: --no-such; `"),
+        (["x", "--device", "tpu"], "--device: input"),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from pipeline.presets import changed
 from pipeline.reproduce import Options, Result, lines, reproduce
 from stages import lineage, params, provenance
 from stages.history import Rebuild, StageRecord, versions
-from stages.stage import digest
+from stages.lineage import digest
 
 NOWHERE = b"diff --git a/none b/none\n--- a/none\n+++ b/none\n@@ -1 +1 @@\n-a\n+b\n"
 

@@ -30,7 +30,7 @@ def kept() -> list[dict[str, Any]]:
 
 def as_of_a_stage_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stage leaves is delivered once its process is no more, and here that is the test's own."""
-    monkeypatch.setattr(tracking.lineage, "started", lambda pid: "0")
+    monkeypatch.setattr(tracking.processes, "started", lambda pid: "0")
 
 
 @contextlib.contextmanager

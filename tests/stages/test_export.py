@@ -20,14 +20,14 @@ CONFIG = ExportConfig("dpo", ("gguf-q8_0",), 7, "cc-by-4.0", "wordmill")
 
 def test_the_card(tiny_config: ModelConfig) -> None:
     tokenizer = ByteBPE.from_merges([], GPT2, ["<|endoftext|>"])
-    source = Source(Path(), Transformer(tiny_config, tokenizer.vocab_size), tokenizer, "wordmill-dpo")
+    exported = Source(Path(), Transformer(tiny_config, tokenizer.vocab_size), tokenizer, "wordmill-dpo")
     settings = {"pretrain": {"steps": 3, "lr": 0.006}, "dpo": {"beta": 0.125}}
     evaluated = {**MODEL, "test": {**MODEL["test"], "documents": 11.0}}
-    text = card(CONFIG, source, MANIFEST, settings, evaluated, EXPORT, "f00d")
+    text = card(CONFIG, exported, MANIFEST, settings, evaluated, EXPORT, "f00d")
     read = ModelCard(text)
     assert read.data.license == "cc-by-4.0"
     assert read.data.library_name == "transformers"
-    parameters = sum(weight.numel() for weight in source.model.parameters())
+    parameters = sum(weight.numel() for weight in exported.model.parameters())
     for shown in (
         f"{parameters:,} parameters",
         "11 test documents",
@@ -36,8 +36,13 @@ def test_the_card(tiny_config: ModelConfig) -> None:
         "| gguf-q8_0 | 1,357,824 | 4.4900 | +0.223 % |",
         "| pretrain.lr | 0.006 |",
         "| dpo.beta | 0.125 |",
-        "`f00d`",
+        "    f00d\n",
     ):
         assert shown in read.text, shown
-    assert card(CONFIG, source, MANIFEST, settings, evaluated, EXPORT, "f00d") == text
+    assert card(CONFIG, exported, MANIFEST, settings, evaluated, EXPORT, "f00d") == text
     assert all(figure(value) in text for _, value in rows(settings))
+    for source, licence in (("stories", "that of Wordmill"), ("files", "not recorded")):
+        unknown = {**MANIFEST, "source": source, "licence": None}
+        assert f"the corpus's licence is {licence}" in card(
+            CONFIG, exported, unknown, settings, evaluated, EXPORT, "f00d"
+        )

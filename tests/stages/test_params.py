@@ -74,7 +74,9 @@ def test_a_good_file_is_read_with_yaml_1_2_numbers(tmp_path: Path) -> None:
         (COMPUTE, "", "params.yaml: compute: section missing; see presets/default.yaml"),
         (COMPUTE, "compute: 3", "params.yaml: compute: expected keys and values, found 3"),
         ("model:", "model: [", "params.yaml line"),
+        ("compute:", "model: {}\ncompute:", "params.yaml line 20: not valid YAML: found duplicate key"),
         (MODEL + COMPUTE, "just words", "params.yaml: expected sections such as `corpus:`, found str"),
+        (MODEL + COMPUTE, "", "params.yaml: expected sections such as `corpus:`, found nothing"),
     ],
 )
 def test_each_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -88,3 +90,17 @@ def test_each_mistake_is_one_line(tmp_path: Path, old: str, new: str, message: s
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(WordmillError, match="not found; run in the repository root"):
         params.load(Params, tmp_path / "params.yaml")
+
+
+def test_every_key_that_names_files_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run records their digests, and `wordmill reproduce` links them: a key left out would make both lie."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "corpus.paths",
+        "tokenizer.path",
+        "preferences.paths",
+        "evaluate.minimal_pairs",
+        "pretrain.start_from",
+    ):
+        Path(name).write_text("yours")
+        assert params.named_files({name: name, "corpus.source": name}) == [Path(name)]

@@ -1,5 +1,7 @@
 """Registered models in a real store: versions, the champion, and `mlflow models serve` answering with our text."""
 
+import ast
+import itertools
 import json
 import os
 import signal
@@ -22,7 +24,8 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.patterns import GPT2
-from stages.registry import register
+from pipeline.closure import closure
+from stages.registry import CODE, register
 
 
 @pytest.fixture
@@ -66,6 +69,25 @@ def test_the_champion_is_the_best_on_the_same_text(client: MlflowClient, model_f
     assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4]
     assert all(version.run_id in version.description for version in versions)
     assert not [path for path in (tmp_path / "artifacts").rglob("*") if path.suffix in (".pkl", ".pyc")]
+
+
+def test_the_model_asks_for_what_it_imports(client: MlflowClient, model_folder: Path, tmp_path: Path) -> None:
+    """No more and no less, in versions that an index has; otherwise no other environment could serve it."""
+    exported(client, tmp_path, model_folder, "a", "x", 0.5)
+    (asked,) = (tmp_path / "artifacts").rglob("requirements.txt")
+    versions = dict(line.split("==") for line in asked.read_text().split())
+    assert not [version for version in versions.values() if "+" in version]
+    files = [Path(__file__).parents[2] / file for file in closure(CODE.relative_to(CODE.parents[1]), CODE.parents[1])]
+    names: set[str] = set()
+    for node in itertools.chain.from_iterable(ast.walk(ast.parse(file.read_text())) for file in files):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    brought = {"pandas", "triton"}  # by mlflow; by torch for CUDA
+    assert {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"llm"} - brought == set(
+        versions
+    )
 
 
 def test_mlflow_serves_the_champion(

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from llm.sampling import Sampling
 from stages import pages, report
 from stages.charts import CHARTS, Figures, draw, read_curve
 from stages.records import write_curve
+from stages.samples import described
 
 from llm.pretrain import Record  # isort: skip
-from llm.sampling import Sampling  # isort: skip
 
 SPLIT = {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.9, "bits_per_byte_low": 0.8, "bits_per_byte_high": 1.0}
 MODEL: dict[str, Any] = {
@@ -192,7 +192,7 @@ def metrics(evaluate: dict[str, Any]) -> dict[str, Any]:
         "dpo": {"train_pairs": 50, "loss": 0.69},
         "evaluate": {key: evaluate[key] for key in evaluate if key != "series"},
         "samples": {
-            "sampling": asdict(Sampling(0.8, min_p=0.05, repetition_penalty=1.2)),
+            "settings": described(Sampling(0.8, min_p=0.1)),
             "samples": [{"prompt": NASTY, "base": NASTY, "dpo": NASTY}],
         },
         "export": EXPORT,
@@ -229,6 +229,7 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "+6.8 points of preference accuracy (-5.0 to +9.0)",
         " something, </table>",
         " axle",
+        "Temperature 0.8, top-k off, top-p off, min-p 0.1. The prompt is bold.",
     ):
         assert shown in page.shown
     assert ("sensible stories" in page.shown) == ("source" in evaluate)

@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 from llm.errors import WordmillError
 from llm.sampling import Sampling
-from stages.samples import check_fit, markdown, quoted
+from stages.samples import check_fit, described, markdown, quoted
 
 
 def read(text: str) -> list[str]:
@@ -53,7 +53,7 @@ def read(text: str) -> list[str]:
     ],
 )
 def test_what_a_model_writes_is_shown_as_it_is(text: str) -> None:
-    page = markdown([{"prompt": "It began", "base": f" so\n{text}", "dpo": f" so\n{text}"}], Sampling(0.8))
+    page = markdown([{"prompt": "It began", "base": f" so\n{text}", "dpo": f" so\n{text}"}], described(Sampling(0.8)))
     base, dpo = read(page)
     assert base == dpo
     assert base == f"It began so\n{text}\n".replace("    ", "\N{NO-BREAK SPACE}" * 4)
@@ -65,7 +65,9 @@ def test_any_line_is_read_back(text: str) -> None:
 
 
 def test_paragraphs_stay_apart_and_the_prompt_is_bold() -> None:
-    page = markdown([{"prompt": "One.\n\nTwo", "base": " three.\n\nFour.", "dpo": ""}], Sampling(0.0, 3, 0.9))
+    page = markdown(
+        [{"prompt": "One.\n\nTwo", "base": " three.\n\nFour.", "dpo": ""}], described(Sampling(0.0, 3, 0.9))
+    )
     assert "Temperature 0.0, top-k 3, top-p 0.9." in page
     assert "> <b>One.</b>  \n>\n> <b>Two</b> three.  \n>\n> Four.  " in page
     assert read(page) == ["One.\nTwo three.\nFour.\n", "One.\nTwo\n"]

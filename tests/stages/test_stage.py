@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from llm.errors import WordmillError
-from stages.stage import digest, disk_problem
+from stages.lineage import digest
+from stages.stage import disk_problem
 
 REPO = Path(__file__).parents[2]
 

@@ -23,8 +23,8 @@ from mlflow.entities import Run
 
 from llm.errors import WordmillError
 from stages import history, last_lines, lineage, provenance, tracking
+from stages.lineage import digest
 from stages.mailbox import Event, now
-from stages.stage import digest
 from stages.stage_run import StageRun
 from stages.system_metrics import Sampler
 from stages.tracking import Tracker
@@ -173,14 +173,14 @@ def run_stage(name: str, output: str | None = None) -> None:
     (stage,) = [stage for stage in lineage.declared() if stage.name == name]
     document = json.loads(Path("params.yaml").read_text())
     params = lineage.flat({section: document[section] for section in stage.sections})
-    inputs = {dep: lineage._file_digest(Path(dep)) or "" for dep in stage.deps}
+    inputs = {dep: digest(Path(dep)) for dep in stage.deps}
     with Tracker(name, params, inputs, "k") as tracker:
         tracker.metrics({"score": float(document[name]["x"]), "on_the_way": 1.0})
         tracker.headlines({"score": float(document[name]["x"])})
         out = Path(stage.outs[0])
         out.parent.mkdir(exist_ok=True)
         out.write_text(output or lineage.key(name, params, inputs))
-        tracker.outputs({str(out): lineage._file_digest(out) or ""})
+        tracker.outputs({str(out): digest(out)})
 
 
 def links() -> dict[str, str]:

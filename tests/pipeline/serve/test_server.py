@@ -233,8 +233,9 @@ def test_clients_that_hang_up_stop_their_work(server: Server, stream: bool) -> N
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere: no model there"),
-        (["--device", "tpu"], "wordmill serve: compute.device: input should be 'auto'"),
-        (["--threads", "0"], "compute.threads: 0 is not between"),
+        (["--device", "tpu"], "--device: input should be 'auto'"),
+        (["--threads", "0"], "--threads: 0 is not between"),
+        (["--port", "99999"], "--port"),
         (["--host", "no.such.name.invalid"], "--host: no.such.name.invalid: "),
         (["--port", "taken"], "Address already in use; give another --port or --host"),
     ],

@@ -77,9 +77,11 @@ def train(kind: str, steps: int, device: str, out: Path) -> None:
     parallel = Parallel(kind, compute.device.type)  # type: ignore[arg-type]
     settings = PretrainConfig(
         start_from="",
+        continue_from="",
         steps=steps,
         batch_size=BATCH,
         micro_batch_size=MICRO,
+        recompute_activations=False,
         packing="windows",
         mask_documents=False,
         optimizer="adamw",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from llm.pretrain import Record
 from llm.progress import Progress, progress, say
+from llm.training_state import Record
 from stages.metrics import write_json
 from stages.stage import Stage
 

@@ -95,7 +95,7 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         inputs = {path: digest(Path(path)) for path in dependencies}
         fingerprint = hashlib.sha256(json.dumps([flat, inputs], sort_keys=True).encode()).hexdigest()[:16]
         tracker = Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint)
-        with scratch(name, fingerprint) as folder, tracker:
+        with scratch(name, fingerprint, params_file.named_files(flat)) as folder, tracker:
             run(params, Stage(name, folder, tracker))
             tracker.headlines({key: value for path in metrics for key, value in _figures(name, Path(path)).items()})
             if sources := params_file.named_files(flat):

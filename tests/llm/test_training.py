@@ -22,16 +22,19 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 from llm.pair_scoring import Pairs, WholeAnswers
-from llm.pretrain import PretrainConfig, Record, pretrain
+from llm.pretrain import PretrainConfig, pretrain
 from llm.scoring import Segment, logprobs, score
+from llm.training_state import Record
 
 pytestmark = pytest.mark.usefixtures("no_peak")
 
 PRETRAIN = PretrainConfig(
     start_from="",
+    continue_from="",
     steps=12,
     batch_size=4,
     micro_batch_size=2,
+    recompute_activations=False,
     packing="windows",
     mask_documents=False,
     optimizer="adamw",
@@ -137,6 +140,27 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     resumed, records = start(tiny_config, compute, tmp_path / "stopped")
     assert [(r.step, r.values, r.text) for r in records] == expected
     assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+def test_recomputed_activations_change_no_bit(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """With dropout, masks, and products in bf16; and what backward keeps is far less."""
+    config = replace(tiny_config, dropout=0.1)
+    compute = Compute(ComputeConfig(device="cpu", precision="bf16", tf32=False, compile=False, threads=1))
+    ends, kept = [], []
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for recompute in (False, True):
+        settings = replace(PRETRAIN, mask_documents=True, steps=3, recompute_activations=recompute)
+        model, records = start_pretraining(config, compute, tmp_path / str(recompute), settings)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            ends.append([(r.step, r.values) for r in records])
+        ends.append(folder.fingerprint(model))
+    assert ends[:2] == ends[2:]
+    assert kept[1] < kept[0] / 3
 
 
 def test_training_learns_and_shows_healthy_signs(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
@@ -301,6 +325,24 @@ def test_a_stop_between_checkpoints_loses_no_step(
     resumed, records = start(tiny_config, compute, tmp_path / "stopped")
     assert [(r.step, r.values, r.text) for r in records] == expected
     assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 12}, r"continue_from: \S+ is after step 12; raise pretrain\.steps above it"),
+        ({"seed": 2}, r"pretrain\.seed: 2, but \S+ holds checkpoints of a run with 1"),
+        ({"optimizer": "muon"}, r"pretrain\.optimizer: muon, but \S+ holds checkpoints of a run with adamw"),
+        ({"continue_from": "nowhere"}, r"pretrain\.continue_from: nowhere holds no whole checkpoint"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    list(start_pretraining(tiny_config, compute, tmp_path / "first")[1])
+    settings = replace(PRETRAIN, **{"steps": 20, "continue_from": str(tmp_path / "first")} | change)
+    with pytest.raises(WordmillError, match=message):
+        next(start_pretraining(tiny_config, compute, tmp_path / "second", settings)[1])
 
 
 @pytest.mark.parametrize(("change", "name"), [({"d_ff": 64}, "feed_forward"), ({"n_layer": 1}, "blocks.1")])

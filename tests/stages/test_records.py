@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm.pretrain import Record
+from llm.training_state import Record
 from stages.records import Teller
 from stages.stage import Stage
 

@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from llm import checkpoint, nonfinite
 from llm.batches import ahead
+from llm.compiling import trial
 from llm.compute import Compute
 from llm.errors import ConfigError, WordmillError
 from llm.gradients import Batch, backward
@@ -182,10 +183,12 @@ def pretrain(
         figures = parallel.on_first(model, evaluate)
         yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in figures.items()})
         return
+    load = partial(_batch, batches, config, compute, parallel.rank)
+    if compute.config.compile and start < config.steps:
+        trial(model, hidden, load(start), config.micro_batch_size, config.steps - start, compute, guard)
     flops_per_step = 0
     peak = compute.measure_peak() * parallel.world
     watch = _Stopwatch()
-    load = partial(_batch, batches, config, compute, parallel.rank)
     with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
         for step, batch in ahead(load, range(start, config.steps)):
             done = step + 1
@@ -212,7 +215,7 @@ def pretrain(
             flops_per_step = flops_per_token(model.config, model.vocab_size) * tokens
 
             # Where looking means waiting for the device, look only when there is a reason to wait anyway.
-            if logging or evaluating or sampling or regular or compute.device.type == "cpu":
+            if logging or evaluating or sampling or regular or compute.in_step:
                 frozen_at = guard.frozen_at()
                 if frozen_at is not None:
                     bad = parallel.gathered_batch(load(frozen_at))

@@ -34,7 +34,7 @@ import stages.stage as around
 
 class Nothing:
     def __init__(self, **known): pass
-    metrics = artifact = dataset = model = tags = headlines = outputs = sources = lambda self, *given, **named: None
+    def __getattr__(self, name): return lambda *given, **named: None
     def __enter__(self): return self
     def __exit__(self, *error): pass
 

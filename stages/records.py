@@ -39,11 +39,13 @@ class Teller:
     def __call__(self, record: Record) -> None:
         """Tell one record."""
         figures = record.values | record.machine
-        self.stage.metrics(figures, step=record.step)
+        if figures:
+            self.stage.metrics(figures, step=record.step)
         head = f"step {record.step}/{self.steps}  "
         if figures and (self.bar is None or "loss" not in figures):
             self._say(head + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
         if record.text:
+            self.stage.text(f"samples/step-{record.step:08d}.txt", record.text)
             self._say(f"{head}sample:\n{record.text}\n")
         if self.bar is not None:
             if "loss" in figures:

@@ -53,6 +53,7 @@ class Stage:
         self.artifact = tracker.artifact
         self.dataset = tracker.dataset
         self.tags = tracker.tags
+        self.text = tracker.text
         self.model = tracker.model
         self.stopping = _signals.awaited
 

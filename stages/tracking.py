@@ -77,6 +77,10 @@ class Tracker:
         """Short texts about the run."""
         self._mailbox.post("tags", values={name: str(value) for name, value in values.items()})
 
+    def text(self, path: str, text: str) -> None:
+        """A text to keep with the run, as a file at `path`."""
+        self._mailbox.post("text", path=path, text=text)
+
     def sources(self, digests: Mapping[str, str]) -> None:
         """Digests of the files of the user's own that the stage has read, by path."""
         self._mailbox.post("sources", digests=dict(digests))
@@ -110,7 +114,7 @@ class Tracker:
                 told = "".join(traceback.format_exception(error)) if isinstance(error, Exception) else ""
                 text = f"{last_lines.printed()}\n{told}".strip()
                 with contextlib.suppress(WordmillError):  # wrongly set up: `close` tells it
-                    self._mailbox.post("text", path="log/last_lines.txt", text=text)
+                    self.text("log/last_lines.txt", text)
             message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
             try:
                 self._mailbox.close(KILLED_PATIENCE if status == "KILLED" else 60, status=status, error=message)

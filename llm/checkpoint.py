@@ -122,7 +122,8 @@ def _write(
 ) -> Path:
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for half in folder.glob(".step-*.writing"):  # of a run that was killed, and takes room
+        shutil.rmtree(half, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         sums = {TENSORS: _write_tensors(temporary / TENSORS, tensors)}

@@ -32,6 +32,9 @@ from stages import delivery, last_lines, lineage
 from stages.mailbox import KILLED_PATIENCE, Mailbox, now
 from stages.tracking_uri import tracking_uri
 
+PATIENCE = 60.0  # seconds that a stage waits at its end until all is delivered
+AFTER_FAILURE = 10.0  # the same where the store has not taken an earlier stage's events yet: it is down or slow
+
 
 class Tracker:
     """The MLflow run of one stage, from `with` to its end.
@@ -54,7 +57,8 @@ class Tracker:
         }
 
     def __enter__(self) -> "Tracker":
-        start = {**self._start, "uri": tracking_uri(), "time": now()}
+        self._uri = tracking_uri()
+        start = {**self._start, "uri": self._uri, "time": now()}
         kept = delivery.UNDELIVERED / f"{self._stage}-{self._start['pid']}-{self._start['started']}.jsonl"
         self._mailbox = Mailbox(delivery.__name__, kept, start)
         return self
@@ -117,7 +121,7 @@ class Tracker:
                     self.text("log/last_lines.txt", text)
             message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
             try:
-                self._mailbox.close(KILLED_PATIENCE if status == "KILLED" else 60, status=status, error=message)
+                self._mailbox.close(self._patience(status), status=status, error=message)
             except WordmillError as refused:
                 if error is None:
                     raise
@@ -125,3 +129,8 @@ class Tracker:
         finally:
             if in_main:
                 signal.signal(signal.SIGTERM, handler)
+
+    def _patience(self, status: str) -> float:
+        if status == "KILLED":
+            return KILLED_PATIENCE
+        return AFTER_FAILURE if delivery.are_kept(self._uri) else PATIENCE

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -131,6 +132,24 @@ def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.
         with Tracker("samples", {}, {}, "k"):
             pass
         assert time.monotonic() - began < 10
+
+
+def test_a_delivery_that_hangs_stops_nobody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With more events than a pipe takes."""
+    monkeypatch.setattr(tracking, "PATIENCE", -4.5)  # to which come the 5 s that the process has for it
+    with Tracker("dpo", {}, {}, "k") as tracker:
+        tracker._mailbox._process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        for step in range(10_000):
+            tracker.metrics({"loss": 1.0}, step=step)
+        assert time.monotonic() - began < 2
+    assert "the tracking process ended with status -9" in capfd.readouterr().err
+    start, *events, end = kept()
+    assert (start["kind"], end["kind"]) == ("start", "end")
+    assert [event["step"] for event in events] == list(range(10_000 - len(events), 10_000))
+    assert len(events) > 5_000
 
 
 def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:

@@ -71,7 +71,7 @@ class Tracker:
         """A file or folder to keep with the run. It is read in the background: leave it as it is until the end."""
         if not path.exists():
             raise FileNotFoundError(path)
-        self._mailbox.post("artifact", path=str(path), folder=folder)
+        self._mailbox.post("artifact", path=str(path), folder=folder, modified=lineage.modified(path))
 
     def dataset(self, name: str, source: str, digest: str, counts: Mapping[str, int]) -> None:
         """A data set that the stage used or made: what it is called, where it is from, its hash, its sizes."""
@@ -95,7 +95,7 @@ class Tracker:
 
     def model(self, folder: Path, name: str, tags: Mapping[str, str]) -> None:
         """A model folder to register under `name` (`stages.registry`). Leave it as it is until the end."""
-        self._mailbox.post("model", path=str(folder), name=name, tags=dict(tags))
+        self._mailbox.post("model", path=str(folder), name=name, tags=dict(tags), modified=lineage.modified(folder))
 
     def outputs(self, digests: Mapping[str, str]) -> None:
         """Digests of what the stage has made, by path: how later rebuilds find this run."""

@@ -64,6 +64,7 @@ def test_server_that_is_down_costs_a_warning_and_gets_all_of_it_later(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     Path("params.yaml").write_text("dpo: {beta: 0.1}\n")
     Path("whole.txt").write_text("as it was")
+    os.utime("whole.txt", (2**32, 2**32))  # by a clock that was put right since
     Path("edited.txt").write_text("as it was")
     with monkeypatch.context() as patch:
         as_of_a_stage_that_has_ended(patch)

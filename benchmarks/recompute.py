@@ -1,7 +1,7 @@
 """What `pretrain.recompute_activations` saves and costs: `python -m benchmarks.recompute [--batch 4] [--length 256]`.
 
 Forward and backward of one batch of SmolLM2-135M's shape in bf16, with and without, in turn, each in a process of its
-own: seconds, and how far memory rises above what there was before, when weights and gradients were there.
+own: seconds, processor seconds, and how far memory rises above what there was before, weights and gradients included.
 """
 
 import argparse
@@ -26,8 +26,8 @@ VOCABULARY = 49_152
 STEPS = 3  # measured, after one that is not
 
 
-def measured(recompute: bool, batch_size: int, length: int) -> tuple[float, int]:
-    """Median seconds, and bytes above those before the first batch."""
+def measured(recompute: bool, batch_size: int, length: int) -> tuple[float, float, int]:
+    """Median seconds, processor seconds, and bytes above those before the first batch."""
     config = ModelConfig(
         n_layer=30,
         n_head=9,
@@ -59,14 +59,15 @@ def measured(recompute: bool, batch_size: int, length: int) -> tuple[float, int]
     guard = Guard(compute.device, 0, compute.scales_loss)
     on_gpu = compute.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else psutil.Process().memory_info().rss
-    seconds = []
+    seconds, processor = [], []
     for _ in range(1 + STEPS):
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), time.process_time()
         loss, _ = backward(model, model.hidden, batch, batch_size, 0, compute, guard)
         loss.item()
         seconds.append(time.perf_counter() - begun)
+        processor.append(time.process_time() - used)
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return statistics.median(seconds[1:]), peak - before
+    return statistics.median(seconds[1:]), statistics.median(processor[1:]), peak - before
 
 
 def main() -> None:
@@ -82,8 +83,11 @@ def main() -> None:
     for _ in range(given.rounds):
         for name in ("kept", "recomputed"):
             command = [sys.executable, "-m", "benchmarks.recompute", *sys.argv[1:], "--one", name]
-            seconds, peak = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-            print(f"{name:10} {seconds:6.2f} s, {peak / 1e9:5.2f} GB above before", flush=True)
+            seconds, processor, peak = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            print(
+                f"{name:10} {seconds:6.2f} s, CPU {processor:6.2f} s, {peak / 1e9:5.2f} GB more",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def main() -> None:
         for _ in range(given.rounds):
             for name in contestants:
                 took[name].append(timed(name, given.steps, address))
+                print(f"{name:9} {took[name][-1]}", flush=True)
     for name, rounds in took.items():
         for figure in Took._fields:
             values = [getattr(each, figure) for each in rounds]

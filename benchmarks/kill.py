@@ -138,7 +138,7 @@ def ran(log: str) -> set[str]:
 def build(folder: Path, changes: Mapping[str, Any] | None = None) -> Checkout:
     """A copy of this checkout at `folder` with a tiny model, and `changes` to its params, built and committed."""
     for name in ("llm", "stages", "pipeline", "presets"):
-        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPO / name, folder / name)  # what is compiled too: numba takes seconds for it
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPO / name, folder / name)

@@ -74,6 +74,7 @@ def train(kind: str, steps: int, device: str, out: Path) -> None:
         steps=steps,
         batch_size=BATCH,
         micro_batch_size=MICRO,
+        recompute_activations=False,
         packing="windows",
         lr=1e-3,
         warmup_steps=5,

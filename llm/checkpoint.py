@@ -1,10 +1,10 @@
 """Checkpoints that survive a kill at any moment: atomic, verified, free of pickles.
 
-A checkpoint is a folder `step-00000100/` holding `tensors.safetensors` (weights and optimizer state) and
-`state.json` (everything else, and the SHA-256 of the tensor file). It is written under a temporary name, synced to
-the disk and renamed, so a folder with a final name is a whole one. The newest are kept, and the best; older ones are
-removed after the newer one is in place. On reading, the checksum is compared; a damaged newest checkpoint is reported
-and the one before it is used.
+A checkpoint is a folder `step-00000100/` holding `tensors.safetensors` (weights and optimizer state), `state.json`
+(everything else) and `SHA256SUMS` of both, which `sha256sum -c` reads too. It is written under a temporary name, synced
+to the disk and renamed, so a folder with a final name is a whole one. The newest are kept, and the best; older ones are
+removed after the newer one is in place. On reading, the checksums are compared; a damaged newest checkpoint is reported
+and the one before it is used. One of a newer format than this is no damage: it is left alone, and the run refused.
 
 `Writer` writes in the background: the training waits only for a copy of the tensors, so what is written is the state of
 that very step (docs/LOG.md, 2026-11-25, has what that saves).
@@ -24,6 +24,11 @@ from typing import Any, Self
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from llm.errors import WordmillError
+
+FORMAT = 1  # of what is written here; raised when an older program could not read it any more
+TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
 class Writer:
@@ -81,17 +86,35 @@ def write(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping
 
 
 def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
-    """Step, tensors and state of the newest whole checkpoint under `folder`; None where there is none."""
+    """Step, tensors and state of the newest whole checkpoint under `folder`; None where there is none.
+
+    Raises WordmillError for one that a newer program has written.
+    """
     for path in reversed(_all(folder)):
         try:
-            record = json.loads((path / "state.json").read_bytes())
-            with (path / "tensors.safetensors").open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record["sha256"]:
-                    raise ValueError("its checksum differs")
-            return record["step"], load_file(path / "tensors.safetensors"), record["state"]
+            _verify(path)
+            record = json.loads((path / STATE).read_bytes())
+            if record["format"] > FORMAT:
+                raise WordmillError(
+                    f"{path}: a checkpoint of format {record['format']}, and this program reads up to {FORMAT}; "
+                    "go on with the newer version that wrote it, or remove the folder to begin anew"
+                )
+            return record["step"], load_file(path / TENSORS), record["state"]
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             print(f"checkpoint {path.name} is damaged ({error}); trying the one before it", flush=True)
+    if _all(folder):
+        print(f"{folder}: no checkpoint is whole; beginning anew", flush=True)
     return None
+
+
+def _verify(path: Path) -> None:
+    """Raises ValueError or OSError where a file is not what was written."""
+    lines = (line.partition("  ") for line in (path / SUMS).read_text().splitlines())
+    expected = {name: digest for digest, _, name in lines}
+    for name in (TENSORS, STATE):
+        with (path / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected.get(name):
+                raise ValueError(f"the checksum of {name} differs")
 
 
 def _write(
@@ -99,15 +122,13 @@ def _write(
 ) -> Path:
     final = folder / f"step-{step:08d}"
     temporary = folder / f".{final.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for half in folder.glob(".step-*.writing"):  # of a run that was killed, and takes room
+        shutil.rmtree(half, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        sha256 = _write_tensors(temporary / "tensors.safetensors", tensors)
-        record = f'{{"step": {step}, "sha256": "{sha256}", "state": {state}}}'
-        with (temporary / "state.json").open("wb") as file:
-            file.write(record.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        sums = {TENSORS: _write_tensors(temporary / TENSORS, tensors)}
+        sums[STATE] = _write_text(temporary / STATE, f'{{"format": {FORMAT}, "step": {step}, "state": {state}}}')
+        _write_text(temporary / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         _sync_folder(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -136,6 +157,16 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_text(path: Path, text: str) -> str:
+    """Write a file; its SHA-256. Raises OSError."""
+    content = text.encode()
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
 
 
 def _all(folder: Path) -> list[Path]:

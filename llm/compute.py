@@ -81,6 +81,11 @@ class Compute:
         """Gradients in this format need a loss scale."""
         return self.dtype == torch.float16
 
+    @property
+    def in_step(self) -> bool:
+        """The host computes: to look at a number is not to wait for a device."""
+        return self.device.type == "cpu"
+
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, through torch.compile if the settings say so; the first call then takes its time."""
         return torch.compile(function) if self.config.compile else function

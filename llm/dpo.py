@@ -26,7 +26,7 @@ from llm.optim.adamw import adamw
 from llm.optim.guard import Guard
 from llm.optim.schedules import cosine
 from llm.pair_scoring import Scope, ScopeName
-from llm.pretrain import Record, best, restore, save, saved_tensors
+from llm.training_state import Record, best, restore, save, saved_tensors
 
 TEXTS_AT_ONCE = 32  # scored without gradients
 CHECKPOINTS_KEPT = 2  # the newest, besides the best
@@ -120,7 +120,7 @@ def dpo(
     policy.train()
     optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
     guard = Guard(compute.device, allowed=0, scaling=compute.scales_loss)
-    start, records = restore(policy, optimizer, checkpoints, guard.state)
+    start, records = restore(policy, optimizer, checkpoints, guard.state, {})
     yield from records
     if not records:
         records.append(Record(0, _held_out(policy, held_out, held_out_reference, config, compute)))
@@ -179,7 +179,7 @@ def dpo(
                 yield records[-1]
             writer.check()
             if regular or stop or (evaluating and best(records, "held_out_loss") == done):
-                save(writer, done, saved_tensors(policy, optimizer, guard.state), records, "held_out_loss")
+                save(writer, done, saved_tensors(policy, optimizer, guard.state), records, "held_out_loss", {})
             if stop:
                 return
 

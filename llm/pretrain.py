@@ -17,8 +17,8 @@ Several processes that share each batch (llm/parallel.py) run this same loop sid
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from llm import checkpoint, nonfinite
 from llm.batches import ahead
+from llm.compiling import trial
 from llm.compute import Compute, keep_freed_memory
 from llm.errors import ConfigError, WordmillError
 from llm.gradients import Batch, backward
@@ -39,9 +40,11 @@ from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 from llm.optim.optimizers import OPTIMIZERS, Settings
 from llm.optim.schedules import SCHEDULES
-from llm.parallel import Kind, Parallel, share, whole
+from llm.parallel import Kind, Parallel, whole
+from llm.training_state import Record, best, restore, save, saved_tensors
 
 ALONE = Parallel()
+OF_A_RUN = ("optimizer", "batch_size", "seed", "packing")  # what a checkpoint's state has a meaning for
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class PretrainConfig:
     """Raises ConfigError."""
 
     start_from: str  # a model folder whose weights to begin with; empty: weights drawn at random
+    continue_from: str  # a folder of checkpoints whose newest to go on from, of a run of other settings; empty: none
     steps: int  # optimizer steps; 0 takes the weights of `start_from` as they are
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
+    recompute_activations: bool  # less memory for a third more work: `llm.model.transformer`
     packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
     mask_documents: bool  # documents in one sequence do not see each other
     optimizer: Literal["adamw", "adamw_reference", "muon"]
@@ -122,17 +127,6 @@ class PretrainConfig:
             raise ConfigError("warmup_steps", f"{self.warmup_steps} is not between 0 and steps ({self.steps})")
 
 
-@dataclass(frozen=True)
-class Record:
-    """What there is to tell after `step` finished steps."""
-
-    step: int
-    values: dict[str, float] = field(default_factory=dict)  # functions of data and settings: the same on every run
-    machine: dict[str, float] = field(default_factory=dict)  # speeds and memory: different on every run
-    text: str = ""  # a sample
-    resumed: bool = False  # told before, by the run that this one goes on from
-
-
 class BatchSource(Protocol):
     """`batch(step)` gives inputs and targets, both (batch_size, T) int64: a function of the step alone.
 
@@ -164,6 +158,7 @@ def pretrain(
     """
     keep_freed_memory()
     model.to(compute.device).train()
+    model.recompute = config.recompute_activations
     hidden = parallel.hidden(model, compute)
     settings = Settings(
         lr=config.lr,
@@ -174,17 +169,27 @@ def pretrain(
     )
     optimizer = OPTIMIZERS[config.optimizer](model, settings)
     guard = Guard(compute.device, config.max_skips if config.on_nonfinite == "skip" else 0, compute.scales_loss)
-    start, records = restore(model, optimizer, checkpoints, guard.state)
+    lasting = {name: getattr(config, name) for name in OF_A_RUN}
+    start, records = restore(model, optimizer, checkpoints, guard.state, lasting)
+    if start == 0 and config.continue_from:
+        start, records = restore(model, optimizer, Path(config.continue_from), guard.state, lasting)
+        if not 0 < start < config.steps:
+            raise WordmillError(
+                f"pretrain.continue_from: {config.continue_from} "
+                + (f"is after step {start}; raise pretrain.steps above it" if start else "holds no whole checkpoint")
+            )
     parallel.require_same(start)
     yield from records
     if config.steps == 0:
         figures = parallel.on_first(model, evaluate)
         yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in figures.items()})
         return
+    load = partial(_batch, batches, config, compute, parallel.rank)
+    if compute.config.compile and start < config.steps:
+        trial(model, hidden, load(start), config.micro_batch_size, config.steps - start, compute, guard)
     flops_per_step = 0
     peak = compute.measure_peak() * parallel.world
     watch = _Stopwatch()
-    load = partial(_batch, batches, config, compute, parallel.rank)
     with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
         for step, batch in ahead(load, range(start, config.steps)):
             done = step + 1
@@ -211,7 +216,7 @@ def pretrain(
             flops_per_step = flops_per_token(model.config, model.vocab_size) * tokens
 
             # Where looking means waiting for the device, look only when there is a reason to wait anyway.
-            if logging or evaluating or sampling or regular or compute.device.type == "cpu":
+            if logging or evaluating or sampling or regular or compute.in_step:
                 frozen_at = guard.frozen_at()
                 if frozen_at is not None:
                     bad = parallel.gathered_batch(load(frozen_at))
@@ -258,7 +263,7 @@ def pretrain(
                 with watch.paused():
                     tensors = parallel.gathered(saved_tensors(model, optimizer, guard.state))
                     if parallel.rank == 0:
-                        save(writer, done, tensors, records, "val_loss")
+                        save(writer, done, tensors, records, "val_loss", lasting)
             if stop:
                 return
 
@@ -267,64 +272,6 @@ def learning_rate(config: PretrainConfig, step: int, peak: float) -> float:
     """The rate of step `step` (from 0) for a group of weights whose largest is `peak`."""
     schedule = SCHEDULES[config.schedule]
     return schedule(step, config.steps, config.warmup_steps, peak, config.final_lr_share, config.decay_share)
-
-
-def best(records: Iterable[Record], figure: str) -> int | None:
-    """The step at which `figure`, a loss, was least; None where there is none."""
-    found = [(record.values[figure], record.step) for record in records if figure in record.values]
-    return min(found)[1] if found else None
-
-
-def save(writer: checkpoint.Writer, step: int, tensors: Mapping[str, Tensor], records: list[Record], loss: str) -> None:
-    """A checkpoint after `step` steps; that of the step with the least `loss` is kept for as long as it is so."""
-    least = best(records, loss)
-    known = {} if least is None else {"step": least, loss: min(r.values[loss] for r in records if loss in r.values)}
-    writer.write(step, tensors, {"best": known, "records": [asdict(record) for record in records]}, least)
-
-
-def saved_tensors(
-    model: Transformer, optimizer: torch.optim.Optimizer, guard: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Weights, optimizer state and the guard's under flat names, as a checkpoint holds them."""
-    tensors: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.named_parameters()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-    return tensors | {f"guard.{name}": value for name, value in (guard or {}).items()}
-
-
-def restore(
-    model: Transformer, optimizer: torch.optim.Optimizer, folder: Path, guard: Mapping[str, Tensor] | None = None
-) -> tuple[int, list[Record]]:
-    """Put the newest checkpoint's state into model, optimizer and guard; its step and records, or 0 and none.
-
-    Raises WordmillError where it is of a model of another shape.
-    """
-    found = checkpoint.latest(folder)
-    if found is None:
-        return 0, []
-    step, tensors, state = found
-    here = {f"model.{name}": tuple(weight.shape) for name, weight in model.named_parameters()}
-    there = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
-    if here != there:
-        name = next(name for name in {**here, **there} if here.get(name) != there.get(name))
-        raise WordmillError(
-            f"{folder}: holds checkpoints of another model ({name.removeprefix('model.')} is "
-            f"{there.get(name, 'not there')}, here {here.get(name, 'not there')}); name an empty folder"
-        )
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(share(tensors[f"model.{name}"], weight))
-    saved = optimizer.state_dict()
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]  # as its state counts them
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            saved["state"].setdefault(int(index), {})[key] = share(tensor, weights[int(index)])
-    optimizer.load_state_dict(saved)
-    for name, value in (guard or {}).items():
-        value.copy_(tensors[f"guard.{name}"])
-    print(f"resuming after step {step}", flush=True)
-    return step, [Record(**{**record, "resumed": True}) for record in state["records"]]
 
 
 def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int) -> Batch:

@@ -78,6 +78,15 @@ def take_over(folder: Path, root: Path) -> None:
         path.replace(root / UNDELIVERED / path.name)
 
 
+def are_kept(uri: str) -> bool:
+    """Whether events of some stage wait for the store at `uri`."""
+    for path in UNDELIVERED.glob("*.jsonl"):
+        with contextlib.suppress(OSError, json.JSONDecodeError), path.open(encoding="utf-8") as file:
+            if json.loads(file.readline()).get("uri") == uri:
+                return True
+    return False
+
+
 def _read(path: Path) -> tuple[dict[str, Any], list[Event]]:
     """The header and the events of a file; one that ends in the middle of a line, or without an end, is closed."""
     events: list[Event] = []

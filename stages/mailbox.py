@@ -40,10 +40,14 @@ class Receiver(Protocol):
 
 
 class Mailbox:
-    """The stage's end of the pipe. `module` is run as a program and calls `serve`; `header` is its first event."""
+    """The stage's end of the pipe. `module` is run as a program and calls `serve`; `header` is its first event.
+
+    A thread writes, so that the stage goes on even where the pipe is full, since the process at its other end hangs.
+    """
 
     def __init__(self, module: str, kept: Path, header: Event) -> None:
         self._kept = kept
+        self._header = header
         self._refused: WordmillError | None = None
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -53,41 +57,48 @@ class Mailbox:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._replies = threading.Thread(target=self._listen, daemon=True)
-        self._replies.start()
-        self._write(header)
+        self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._put(header)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._listen)]
+        for thread in self._threads:
+            thread.start()
 
     def post(self, kind: str, **content: Any) -> None:
         """Hand over one event. Raises WordmillError if the receiver turned out to be wrongly set up."""
         if self._refused:
             raise self._refused
-        self._write({"kind": kind, "time": now(), **content})
+        self._put({"kind": kind, "time": now(), **content})
 
     def close(self, patience: float, **last: Any) -> None:
         """Hand over the last event, kind `end`, and wait for at most `patience` seconds until all is delivered."""
-        self._write({"kind": "end", "time": now(), "patience": patience, **last})
-        assert self._process.stdin
+        self._put({"kind": "end", "time": now(), "patience": patience, **last})
+        self._waiting.put(None)
         try:
-            self._process.stdin.close()
             self._process.wait(patience + 5)
-        except BrokenPipeError:
-            pass
         except subprocess.TimeoutExpired:
             self._process.kill()
         if status := self._process.wait():
             print(f"warning: the tracking process ended with status {status}", file=sys.stderr, flush=True)
-        self._replies.join()
+        for thread in self._threads:
+            thread.join()
         if self._refused:
             raise self._refused
 
-    def _write(self, event: Event) -> None:
+    def _put(self, event: Event) -> None:
+        self._waiting.put(json.dumps(event, default=str).encode() + b"\n")
+
+    def _send(self) -> None:
         assert self._process.stdin
-        line = json.dumps(event, default=str).encode() + b"\n"
         try:
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+            with self._process.stdin as pipe:
+                while line := self._waiting.get():
+                    pipe.write(line)
+                    pipe.flush()
         except BrokenPipeError:  # the process was killed: the file takes what it can no longer
-            keep(self._kept, [event])
+            keep(self._kept, [] if self._kept.exists() else [self._header])
+            while line:
+                keep(self._kept, [json.loads(line)])
+                line = self._waiting.get()
 
     def _listen(self) -> None:
         assert self._process.stdout

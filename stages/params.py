@@ -40,7 +40,7 @@ SECTIONS = (
     "export",
     "compute",
 )
-NAMING = ("path", "paths", "start_from", "minimal_pairs")  # keys whose values name files
+NAMING = ("path", "paths", "start_from", "continue_from", "minimal_pairs")  # keys whose values name files
 
 T = TypeVar("T")
 

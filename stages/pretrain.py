@@ -23,9 +23,10 @@ from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel, check
-from llm.pretrain import PretrainConfig, Record, pretrain
+from llm.pretrain import PretrainConfig, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
+from llm.training_state import Record
 from stages.device import hold
 from stages.params import build
 from stages.records import Teller, summary, write_curve

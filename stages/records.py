@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from llm.pretrain import Record
 from llm.progress import Progress, progress, say
+from llm.training_state import Record
 from stages.metrics import write_json
 from stages.stage import Stage
 
@@ -39,11 +39,13 @@ class Teller:
     def __call__(self, record: Record) -> None:
         """Tell one record."""
         figures = record.values | record.machine
-        self.stage.metrics(figures, step=record.step)
+        if figures:
+            self.stage.metrics(figures, step=record.step)
         head = f"step {record.step}/{self.steps}  "
         if figures and (self.bar is None or "loss" not in figures):
             self._say(head + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
         if record.text:
+            self.stage.text(f"samples/step-{record.step:08d}.txt", record.text)
             self._say(f"{head}sample:\n{record.text}\n")
         if self.bar is not None:
             if "loss" in figures:

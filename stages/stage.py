@@ -53,6 +53,7 @@ class Stage:
         self.artifact = tracker.artifact
         self.dataset = tracker.dataset
         self.tags = tracker.tags
+        self.text = tracker.text
         self.model = tracker.model
         self.stopping = _signals.awaited
 
@@ -95,7 +96,7 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
         inputs = {path: digest(Path(path)) for path in declaration.deps}
         fingerprint = hashlib.sha256(json.dumps([flat, inputs], sort_keys=True).encode()).hexdigest()[:16]
         tracker = Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint)
-        with scratch(name, fingerprint) as folder, tracker:
+        with scratch(name, fingerprint, params_file.named_files(flat)) as folder, tracker:
             run(params, Stage(name, folder, tracker))
             tracker.headlines(figures(name, declaration.metrics))
             if sources := params_file.named_files(flat):

@@ -97,7 +97,7 @@ class StageRun:
                 match event["kind"]:
                     case "artifact":
                         path, folder = Path(event["path"]), event["folder"]
-                        if self._late and not _as_it_was(path, event["time"]):
+                        if self._late and lineage.modified(path) != event["modified"]:
                             self._tag(self._run_id, {f"not_kept.{path.name}": TOO_LATE})
                         elif path.is_dir():
                             self._client.log_artifacts(self._run_id, str(path), f"{folder}/{path.name}".lstrip("/"))
@@ -119,7 +119,7 @@ class StageRun:
                         self._tag(self._run_id, {"wordmill.headlines": _fitting(event["values"])})
                     case "text":
                         self._client.log_text(self._run_id, event["text"], event["path"])
-                    case "model" if self._late and not _as_it_was(Path(event["path"]), event["time"]):
+                    case "model" if self._late and lineage.modified(Path(event["path"])) != event["modified"]:
                         self._tag(self._run_id, {"not_kept.model": TOO_LATE})
                     case "model":
                         registry.register(self._client, self._run_id, Path(event["path"]), event["name"], event["tags"])
@@ -317,14 +317,6 @@ def _moment() -> dict[str, Any]:
         "user": user,
         "files": {str(path): path.read_text(encoding="utf-8") for path in FILES if path.exists()},
     }
-
-
-def _as_it_was(path: Path, time: int) -> bool:
-    """Whether a file or folder is there, and nothing in it was written after `time` (milliseconds since 1970)."""
-    if not path.exists():
-        return False
-    files = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return all(file.stat().st_mtime * 1000 <= time for file in files)
 
 
 def _fitting(values: Mapping[str, float]) -> str:

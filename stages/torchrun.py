@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.errors import WordmillError
-from llm.pretrain import Record
+from llm.training_state import Record
 from stages.processes import die_with_parent
 from stages.stage import RUNS, disk_problem
 

@@ -32,6 +32,9 @@ from stages import delivery, last_lines, lineage, processes
 from stages.mailbox import KILLED_PATIENCE, Mailbox, now
 from stages.tracking_uri import tracking_uri
 
+PATIENCE = 60.0  # seconds that a stage waits at its end until all is delivered
+AFTER_FAILURE = 10.0  # the same where the store has not taken an earlier stage's events yet: it is down or slow
+
 
 class Tracker:
     """The MLflow run of one stage, from `with` to its end.
@@ -54,7 +57,8 @@ class Tracker:
         }
 
     def __enter__(self) -> "Tracker":
-        start = {**self._start, "uri": tracking_uri(), "time": now()}
+        self._uri = tracking_uri()
+        start = {**self._start, "uri": self._uri, "time": now()}
         kept = delivery.UNDELIVERED / f"{self._stage}-{self._start['pid']}-{self._start['started']}.jsonl"
         self._mailbox = Mailbox(delivery.__name__, kept, start)
         return self
@@ -67,7 +71,7 @@ class Tracker:
         """A file or folder to keep with the run. It is read in the background: leave it as it is until the end."""
         if not path.exists():
             raise FileNotFoundError(path)
-        self._mailbox.post("artifact", path=str(path), folder=folder)
+        self._mailbox.post("artifact", path=str(path), folder=folder, modified=lineage.modified(path))
 
     def dataset(self, name: str, source: str, digest: str, counts: Mapping[str, int]) -> None:
         """A data set that the stage used or made: what it is called, where it is from, its hash, its sizes."""
@@ -76,6 +80,10 @@ class Tracker:
     def tags(self, values: Mapping[str, str]) -> None:
         """Short texts about the run."""
         self._mailbox.post("tags", values={name: str(value) for name, value in values.items()})
+
+    def text(self, path: str, text: str) -> None:
+        """A text to keep with the run, as a file at `path`."""
+        self._mailbox.post("text", path=path, text=text)
 
     def sources(self, digests: Mapping[str, str]) -> None:
         """Digests of the files of the user's own that the stage has read, by path."""
@@ -87,7 +95,7 @@ class Tracker:
 
     def model(self, folder: Path, name: str, tags: Mapping[str, str]) -> None:
         """A model folder to register under `name` (`stages.registry`). Leave it as it is until the end."""
-        self._mailbox.post("model", path=str(folder), name=name, tags=dict(tags))
+        self._mailbox.post("model", path=str(folder), name=name, tags=dict(tags), modified=lineage.modified(folder))
 
     def outputs(self, digests: Mapping[str, str]) -> None:
         """Digests of what the stage has made, by path: how later rebuilds find this run."""
@@ -110,10 +118,10 @@ class Tracker:
                 told = "".join(traceback.format_exception(error)) if isinstance(error, Exception) else ""
                 text = f"{last_lines.printed()}\n{told}".strip()
                 with contextlib.suppress(WordmillError):  # wrongly set up: `close` tells it
-                    self._mailbox.post("text", path="log/last_lines.txt", text=text)
+                    self.text("log/last_lines.txt", text)
             message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else ""
             try:
-                self._mailbox.close(KILLED_PATIENCE if status == "KILLED" else 60, status=status, error=message)
+                self._mailbox.close(self._patience(status), status=status, error=message)
             except WordmillError as refused:
                 if error is None:
                     raise
@@ -121,3 +129,8 @@ class Tracker:
         finally:
             if in_main:
                 signal.signal(signal.SIGTERM, handler)
+
+    def _patience(self, status: str) -> float:
+        if status == "KILLED":
+            return KILLED_PATIENCE
+        return AFTER_FAILURE if delivery.are_kept(self._uri) else PATIENCE

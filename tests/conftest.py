@@ -110,6 +110,9 @@ class Told:
     def tags(self, values: dict[str, str]) -> None:
         assert values
 
+    def text(self, path: str, text: str) -> None:
+        assert path
+
     @contextmanager
     def stopping(self) -> Iterator[Callable[[], bool]]:
         yield lambda: False

@@ -11,6 +11,8 @@ learned, layernorm, gelu with them.
 - Dropout acts on what is embedded and on what each sub-layer adds to the residual stream, not on attention's weights,
   which the fast kinds never hold. It draws from torch's global generator, in training mode only and only where it is
   not 0: a loop that is to be resumed exactly seeds that generator before each forward pass.
+- With `recompute` set, training keeps of each block its input alone, and computes the rest again on the way back (Chen
+  et al. 2016, arXiv:1604.06174): the same gradients, for less memory and the time of another forward pass.
 - A matrix starts normal with standard deviation 1/√(its inputs), so that every width starts with signals of size one;
   the two that write into the residual stream are scaled down by √(2 n_layer), so that its variance does not grow with
   depth (GPT-2). The embedding, which is also the head, starts at 0.5/√D: first logits of size one half; so do learned
@@ -25,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
+from torch.utils.checkpoint import checkpoint
 
 from llm.model.attention import ATTENTIONS
 from llm.model.config import ModelConfig
@@ -141,6 +144,7 @@ class Transformer(nn.Module):
         self.head = skip_init(nn.Linear, config.d_model, vocab_size, bias=False)
         if config.tie_head:
             self.head.weight = self.embedding.weight
+        self.recompute = False
 
     def initialise(self, seed: int) -> None:
         """Draw the starting weights on the CPU, whatever the device: a function of `seed` and the shape alone."""
@@ -170,7 +174,11 @@ class Transformer(nn.Module):
         x, rotation = self.position(self.embedding(ids), places)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, documents, None if cache is None else (cache, layer, places))
+            if self.recompute and torch.is_grad_enabled():
+                again = self.config.dropout > 0  # what was dropped is dropped again
+                x = checkpoint(block, x, rotation, documents, None, use_reentrant=False, preserve_rng_state=again)
+            else:
+                x = block(x, rotation, documents, None if cache is None else (cache, layer, places))
         if cache is not None:
             cache.lengths += ids.shape[1]
         return self.norm(x)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load
 
 from llm import checkpoint
+from llm.errors import WordmillError
 
 WRITER = """
 import sys, torch
@@ -94,18 +95,19 @@ def test_one_written_after_a_fallback_replaces_the_damaged(tmp_path: Path) -> No
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000003.writing").mkdir()  # as a killed run leaves it
     for step in (5, 10, 100, 1000):
         checkpoint.write(tmp_path, step, {"w": torch.zeros(1)}, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000100", "step-00001000"]
 
 
-@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["tensors.safetensors", "state.json", "SHA256SUMS"])
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_a_damaged_newest_one_falls_back_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, damage: str
 ) -> None:
     for step in (1, 2):
-        checkpoint.write(tmp_path, step, {"w": torch.full((100,), float(step))}, {})
+        checkpoint.write(tmp_path, step, {"w": torch.full((100,), float(step))}, {"loss": 2.0 / 3})
     path = tmp_path / "step-00000002" / file
     content = bytearray(path.read_bytes())
     if damage == "truncate":
@@ -119,6 +121,25 @@ def test_a_damaged_newest_one_falls_back_and_says_so(
     assert found is not None
     assert found[0] == 1
     assert "step-00000002 is damaged" in capsys.readouterr().out
+
+
+def test_one_wrong_digit_of_a_figure_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint.write(tmp_path, 1, {"w": torch.zeros(1)}, {"loss": 0.123}) / "state.json"
+    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=path.parent, capture_output=True, text=True)
+    assert sums.stdout == "tensors.safetensors: OK\nstate.json: OK\n"
+    path.write_text(path.read_text().replace("0.123", "0.124"))
+    assert checkpoint.latest(tmp_path) is None
+    assert f"{tmp_path}: no checkpoint is whole; beginning anew" in capsys.readouterr().out
+
+
+def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.write(tmp_path, 1, {"w": torch.zeros(1)}, {})
+    with monkeypatch.context() as newer:
+        newer.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+        checkpoint.write(tmp_path, 2, {"w": torch.zeros(1)}, {})
+    with pytest.raises(WordmillError, match=r"step-00000002: a checkpoint of format 2, and this program reads up to 1"):
+        checkpoint.latest(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_none_where_there_is_none(tmp_path: Path) -> None:

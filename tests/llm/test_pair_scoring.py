@@ -14,11 +14,11 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.pair_scoring import Forks, Pairs, WholeAnswers, encode_pairs
 from llm.preferences import PairTexts
-from llm.pretrain import Record
 from llm.scoring import Segment
 from llm.tokenizer.config import TokenizerConfig
 from llm.tokenizer.tokenizer import Tokenizer
 from llm.tokenizer.train import make
+from llm.training_state import Record
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """Pretraining and DPO: a killed run ends with the bytes of an uninterrupted one; the losses are what papers say."""
 
 import errno
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm import checkpoint
 from llm.compute import Compute, ComputeConfig
@@ -22,16 +25,19 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 from llm.pair_scoring import Pairs, WholeAnswers
-from llm.pretrain import PretrainConfig, Record, pretrain
+from llm.pretrain import PretrainConfig, pretrain
 from llm.scoring import Segment, logprobs, score
+from llm.training_state import Record
 
 pytestmark = pytest.mark.usefixtures("no_peak")
 
 PRETRAIN = PretrainConfig(
     start_from="",
+    continue_from="",
     steps=12,
     batch_size=4,
     micro_batch_size=2,
+    recompute_activations=False,
     packing="windows",
     mask_documents=False,
     optimizer="adamw",
@@ -137,6 +143,83 @@ def test_a_stopped_run_resumes_to_the_same_bytes(
     resumed, records = start(tiny_config, compute, tmp_path / "stopped")
     assert [(r.step, r.values, r.text) for r in records] == expected
     assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+def test_recomputed_activations_change_no_bit(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    """With dropout, masks, and products in bf16; and what backward keeps is far less."""
+    config = replace(tiny_config, dropout=0.1)
+    compute = Compute(ComputeConfig(device="cpu", precision="bf16", tf32=False, compile=False, threads=1))
+    ends, kept = [], []
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept[-1] += tensor.numel()
+        return tensor
+
+    for recompute in (False, True):
+        settings = replace(PRETRAIN, mask_documents=True, steps=3, recompute_activations=recompute)
+        model, records = start_pretraining(config, compute, tmp_path / str(recompute), settings)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            ends.append([(r.step, r.values) for r in records])
+        ends.append(folder.fingerprint(model))
+    assert ends[:2] == ends[2:]
+    assert kept[1] < kept[0] / 3
+
+
+def test_the_host_waits_for_no_step_that_it_does_not_log(
+    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first and the last are looked at; nine steps between them cost as few looks as one. As on a GPU, counted."""
+    monkeypatch.setattr(Compute, "in_step", False)
+    for precision, optimizer in (("bf16", "adamw"), ("fp16", "adamw"), ("fp32", "muon")):
+        compute = Compute(ComputeConfig(device="cpu", precision=precision, tf32=False, compile=False, threads=1))  # type: ignore[arg-type]
+        counts = []
+        for steps in (3, 11):
+            each = dict.fromkeys(("log_every", "eval_every", "sample_every", "checkpoint_every"), 99)
+            settings = replace(PRETRAIN, steps=steps, optimizer=optimizer, **each)  # type: ignore[arg-type]
+            config = replace(tiny_config, dropout=0.1)
+            _, records = start_pretraining(config, compute, tmp_path / f"{precision} {optimizer} {steps}", settings)
+            with Looks() as looks:
+                assert [record.step for record in records] == [1, steps, steps, steps]
+            counts.append(looks.count)
+        assert counts[0] == counts[1] > 0
+
+
+class Looks(TorchDispatchMode):
+    """Counts what would make the host wait for a device: values and shapes that depend on values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.count += name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2")
+        return func(*args, **(kwargs or {}))
+
+
+def test_compiling_is_estimated_measured_and_changes_no_bit(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """With a compiler that takes its time and gives the model as it is."""
+    plain, records = start_pretraining(tiny_config, compute, tmp_path / "plain")
+    list(records)
+
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        waits = iter([0.3])
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(next(waits, 0))
+            return function(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", slowly)
+    compiling = Compute(replace(compute.config, compile=True))
+    tried, records = start_pretraining(tiny_config, compiling, tmp_path / "tried")
+    list(records)
+    assert folder.fingerprint(tried) == folder.fingerprint(plain)
+    told = capfd.readouterr().out
+    assert re.search(r"a step's gradients take 0\.\d+ s without it, 12 steps' 0 s; it cannot pay\n", told)
+    assert re.search(r"took 0\.[3-9] s; .* loses \d s: compute\.compile: false is faster\n", told)
 
 
 def test_training_learns_and_shows_healthy_signs(tiny_config: ModelConfig, compute: Compute, tmp_path: Path) -> None:
@@ -301,6 +384,24 @@ def test_a_stop_between_checkpoints_loses_no_step(
     resumed, records = start(tiny_config, compute, tmp_path / "stopped")
     assert [(r.step, r.values, r.text) for r in records] == expected
     assert folder.fingerprint(resumed) == folder.fingerprint(whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 12}, r"continue_from: \S+ is after step 12; raise pretrain\.steps above it"),
+        ({"seed": 2}, r"pretrain\.seed: 2, but \S+ holds checkpoints of a run with 1"),
+        ({"optimizer": "muon"}, r"pretrain\.optimizer: muon, but \S+ holds checkpoints of a run with adamw"),
+        ({"continue_from": "nowhere"}, r"pretrain\.continue_from: nowhere holds no whole checkpoint"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    list(start_pretraining(tiny_config, compute, tmp_path / "first")[1])
+    settings = replace(PRETRAIN, **{"steps": 20, "continue_from": str(tmp_path / "first")} | change)
+    with pytest.raises(WordmillError, match=message):
+        next(start_pretraining(tiny_config, compute, tmp_path / "second", settings)[1])
 
 
 @pytest.mark.parametrize(("change", "name"), [({"d_ff": 64}, "feed_forward"), ({"n_layer": 1}, "blocks.1")])

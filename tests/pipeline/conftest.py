@@ -75,7 +75,7 @@ def make_checkout(quiet: dict[str, str]) -> Callable[[Path], Path]:
 def _make_checkout(folder: Path, environment: dict[str, str]) -> Path:
     folder.mkdir(parents=True)
     for package in ("llm", "stages", "pipeline", "presets"):
-        shutil.copytree(REPO / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(REPO / package, folder / package)
     shutil.copy(REPO / "prefect.yaml", folder)
     shutil.copy(REPO / "presets/default.yaml", folder / "params.yaml")
     (folder / "toy.py").write_text(TOY)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -63,6 +64,7 @@ def test_server_that_is_down_costs_a_warning_and_gets_all_of_it_later(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     Path("params.yaml").write_text("dpo: {beta: 0.1}\n")
     Path("whole.txt").write_text("as it was")
+    os.utime("whole.txt", (2**32, 2**32))  # by a clock that was put right since
     Path("edited.txt").write_text("as it was")
     with monkeypatch.context() as patch:
         as_of_a_stage_that_has_ended(patch)
@@ -123,7 +125,32 @@ def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.
         with Tracker("dpo", {}, {}, "k") as tracker:
             tracker.metrics({"loss": 1.0})
         assert time.monotonic() - began < 10
-    assert [event["kind"] for event in kept()] == ["start", "metrics", "end"]
+        assert [event["kind"] for event in kept()] == ["start", "metrics", "end"]
+        # The next one does not wait so long again.
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+        monkeypatch.setattr(tracking, "AFTER_FAILURE", 0.5)
+        began = time.monotonic()
+        with Tracker("samples", {}, {}, "k"):
+            pass
+        assert time.monotonic() - began < 10
+
+
+def test_a_delivery_that_hangs_stops_nobody(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With more events than a pipe takes."""
+    monkeypatch.setattr(tracking, "PATIENCE", -4.5)  # to which come the 5 s that the process has for it
+    with Tracker("dpo", {}, {}, "k") as tracker:
+        tracker._mailbox._process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        for step in range(10_000):
+            tracker.metrics({"loss": 1.0}, step=step)
+        assert time.monotonic() - began < 2
+    assert "the tracking process ended with status -9" in capfd.readouterr().err
+    start, *events, end = kept()
+    assert (start["kind"], end["kind"]) == ("start", "end")
+    assert [event["step"] for event in events] == list(range(10_000 - len(events), 10_000))
+    assert len(events) > 5_000
 
 
 def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:

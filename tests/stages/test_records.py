@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm.pretrain import Record
+from llm.training_state import Record
 from stages.records import Teller
 from stages.stage import Stage
 
@@ -22,10 +22,14 @@ RECORDS = [
 class Tracker:
     def __init__(self) -> None:
         self.told: list[tuple[int, dict[str, float]]] = []
+        self.texts: list[tuple[str, str]] = []
         self.artifact = self.dataset = self.model = self.tags = None
 
     def metrics(self, figures: dict[str, float], step: int) -> None:
         self.told.append((step, figures))
+
+    def text(self, path: str, text: str) -> None:
+        self.texts.append((path, text))
 
 
 class Terminal(io.StringIO):
@@ -38,12 +42,13 @@ def tell_all() -> list[tuple[int, dict[str, float]]]:
     with Teller(Stage("pretrain", Path(), tracker), 40) as tell:
         for record in RECORDS:
             tell(record)
+    assert tracker.texts == [("samples/step-00000020.txt", "Once.")]
     return tracker.told
 
 
 def test_a_log_gets_a_line_for_each_record(capsys: pytest.CaptureFixture[str]) -> None:
     told = tell_all()
-    assert [step for step, _ in told] == [10, 20, 20, 20]
+    assert [step for step, _ in told] == [10, 20, 20]
     assert told[1][1] == {"loss": 1.5, "lr": 0.001, "tokens_per_second": 12345.6, "fraction_of_peak": 0.213}
     out, err = capsys.readouterr()
     assert out.splitlines() == [

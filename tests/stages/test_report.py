@@ -17,7 +17,7 @@ from stages.charts import CHARTS, Figures, draw, read_curve
 from stages.records import write_curve
 from stages.samples import described
 
-from llm.pretrain import Record  # isort: skip
+from llm.training_state import Record  # isort: skip
 
 SPLIT = {"loss": 1.5, "perplexity": 4.48, "bits_per_byte": 0.9, "bits_per_byte_low": 0.8, "bits_per_byte_high": 1.0}
 MODEL: dict[str, Any] = {

@@ -18,7 +18,7 @@ REPO = Path(__file__).parents[2]
 TOY = """
 import os, sys, time
 from pathlib import Path
-from llm.pretrain import Record
+from llm.training_state import Record
 from stages.torchrun import Process
 
 def work(process):

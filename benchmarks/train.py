@@ -5,16 +5,19 @@ the pretrain stage does in a step, guard included, without its logging. The peer
 shape under bf16 autocast, with SDPA, its default, and torch's fused AdamW. Both also through torch.compile. litgpt is
 not among them: up to 0.5.13 it does not install beside the pinned huggingface-hub.
 
-The contestants take turns, round by round in one process, so that a machine that slows down slows all of them; the
-figures are the median over the rounds and the range. Compiling and warming up are not counted. The fraction of peak
-sets PaLM's count of operations (llm/model/counts.py) against a large bf16 product, measured anew in each round.
+Each contestant has a process of its own, as in use: what ours tells the allocator (llm/compute.py) is not the peer's.
+`--share-allocator` tells it to all, for the other question. They take turns, round by round, so that a machine that
+slows down slows all of them; the figures are the median over the rounds and the range. Compiling and warming up are
+not counted. The fraction of peak sets PaLM's count of operations (llm/model/counts.py) against a large bf16 product,
+measured anew in each round.
 """
 
-import gc
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +25,7 @@ import torch
 import transformers
 import typer
 
-from llm.compute import Compute, ComputeConfig
+from llm.compute import Compute, ComputeConfig, keep_freed_memory
 from llm.gradients import Batch, backward
 from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token
@@ -45,45 +48,36 @@ def main(
     rounds: int = 5,
     seconds: Annotated[float, typer.Option(help="of training, for each contestant in each round")] = 2.0,
     threads: int = 2,
+    share_allocator: Annotated[bool, typer.Option(help="what ours tells the allocator holds for all")] = False,
     out: Annotated[Path, typer.Option(help="the figures as JSON")] = Path("runs/benchmarks/train.json"),
 ) -> None:
     """Measures training steps, contestants in turn."""
-    vocab_size, usual, n_layer, n_head, n_kv_head, d_model, d_ff = SIZES[size]
-    batch_size = batch_size or usual
-    config = ModelConfig(
-        n_layer=n_layer,
-        n_head=n_head,
-        n_kv_head=n_kv_head,
-        d_model=d_model,
-        d_ff=d_ff,
-        block_size=length,
-        attention="fused",
-        position="rope",
-        rope_theta=10000.0,
-        norm="rmsnorm",
-        norm_eps=1e-5,
-        qk_norm=False,
-        feed_forward="swiglu",
-        bias=False,
-        dropout=0.0,
-        tie_head=True,
-    )
-    compute = Compute(ComputeConfig(device="auto", precision="bf16", tf32=False, compile=False, threads=threads))
-    ids = torch.randint(vocab_size, (batch_size, length + 1), generator=torch.Generator().manual_seed(0))
-    batch = Batch(0, ids[:, :-1].contiguous().to(compute.device), ids[:, 1:].contiguous().to(compute.device))
-    steps: dict[str, Step] = {}
-    for name in (contestants or "ours,ours-compiled,llama,llama-compiled").split(","):
-        kind, _, compiled = name.partition("-")
-        steps[name] = MAKERS[kind](config, vocab_size, batch, compute, bool(compiled))
-        for _ in range(2):
-            steps[name]()
-        gc.collect()
-    rates: dict[str, list[float]] = {name: [] for name in steps}
+    batch_size = batch_size or SIZES[size][1]
+    names = (contestants or "ours,ours-compiled,llama,llama-compiled").split(",")
+    if unknown := [name for name in names if name.removesuffix("-compiled") not in MAKERS]:
+        raise typer.BadParameter(
+            f"--contestants: {unknown[0]} is not one of ours, ours-compiled, llama, llama-compiled"
+        )
+    context = multiprocessing.get_context("spawn")
+    processes = {}
+    for name in names:
+        here, there = context.Pipe()
+        job = (there, name, size, length, batch_size, seconds, threads, share_allocator)
+        context.Process(target=serve, args=job, daemon=True).start()
+        there.close()  # or its death would not be seen
+        here.recv()  # it is warm: no two compile at once
+        processes[name] = here
+    compute = computing(threads, compiled=False)
+    rates: dict[str, list[float]] = {name: [] for name in names}
     peaks = []
     for _ in range(rounds):
         peaks.append(compute.measure_peak())
-        for name, step in steps.items():
-            rates[name].append(ids[:, 1:].numel() * steps_per_second(step, seconds, compute.device))
+        for name, process in processes.items():
+            process.send("measure")
+            rates[name].append(batch_size * length * process.recv())
+    for process in processes.values():
+        process.send("")
+    config, vocab_size = shape(size, length)
     peak = statistics.median(peaks)
     rows = [
         {
@@ -103,6 +97,7 @@ def main(
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "rounds": rounds,
+        "share_allocator": share_allocator,
         "peak_gflops": round(peak / 1e9),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,12 +108,66 @@ def main(
     typer.echo(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\nwritten to {out}")
 
 
-def ours(config: ModelConfig, vocab_size: int, batch: Batch, compute: Compute, compiled: bool) -> Step:
+def shape(size: str, length: int) -> tuple[ModelConfig, int]:
+    """The model of `size` for a context of `length`, and its vocabulary."""
+    vocab_size, _, n_layer, n_head, n_kv_head, d_model, d_ff = SIZES[size]
+    config = ModelConfig(
+        n_layer=n_layer,
+        n_head=n_head,
+        n_kv_head=n_kv_head,
+        d_model=d_model,
+        d_ff=d_ff,
+        block_size=length,
+        attention="fused",
+        position="rope",
+        rope_theta=10000.0,
+        norm="rmsnorm",
+        norm_eps=1e-5,
+        qk_norm=False,
+        feed_forward="swiglu",
+        bias=False,
+        dropout=0.0,
+        tie_head=True,
+    )
+    return config, vocab_size
+
+
+def computing(threads: int, compiled: bool) -> Compute:
+    return Compute(ComputeConfig(device="auto", precision="bf16", tf32=False, compile=compiled, threads=threads))
+
+
+def serve(
+    driver: Connection,
+    name: str,
+    size: str,
+    length: int,
+    batch_size: int,
+    seconds: float,
+    threads: int,
+    share_allocator: bool,
+) -> None:
+    """The process of one contestant: warms up, says so, and sends the steps a second of each round asked for."""
+    kind = name.removesuffix("-compiled")
+    config, vocab_size = shape(size, length)
+    compute = computing(threads, compiled=kind != name)
+    ids = torch.randint(vocab_size, (batch_size, length + 1), generator=torch.Generator().manual_seed(0))
+    batch = Batch(0, ids[:, :-1].contiguous().to(compute.device), ids[:, 1:].contiguous().to(compute.device))
+    if kind == "ours" or share_allocator:
+        keep_freed_memory()
+    step = MAKERS[kind](config, vocab_size, batch, compute)
+    for _ in range(3):
+        step()
+    driver.send("warm")
+    while driver.recv():  # until it is told that there is nothing left to do
+        driver.send(steps_per_second(step, seconds, compute.device))
+
+
+def ours(config: ModelConfig, vocab_size: int, batch: Batch, compute: Compute) -> Step:
     """A step of llm/pretrain.py."""
     model = Transformer(config, vocab_size)
     model.initialise(0)
     model.to(compute.device).train()
-    hidden = torch.compile(model.hidden) if compiled else model.hidden
+    hidden = compute.compiled(model.hidden)
     optimizer = adamw(model, LR, BETAS, DECAY)
     guard = Guard(compute.device, allowed=0, scaling=False)
 
@@ -132,7 +181,7 @@ def ours(config: ModelConfig, vocab_size: int, batch: Batch, compute: Compute, c
     return step
 
 
-def llama(config: ModelConfig, vocab_size: int, batch: Batch, compute: Compute, compiled: bool) -> Step:
+def llama(config: ModelConfig, vocab_size: int, batch: Batch, compute: Compute) -> Step:
     """A step of transformers' Llama, as one writes it by hand."""
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
@@ -150,7 +199,7 @@ def llama(config: ModelConfig, vocab_size: int, batch: Batch, compute: Compute, 
         )
     )
     model.to(compute.device).train()  # type: ignore[arg-type]
-    run = torch.compile(model) if compiled else model
+    run = compute.compiled(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=BETAS, weight_decay=DECAY, fused=True)
 
     def step() -> None:

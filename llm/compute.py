@@ -6,12 +6,13 @@ so training scales the loss (llm/optim/guard.py). TF32 rounds the inputs of fp32
 for several times the speed.
 """
 
+import ctypes
 import os
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -89,6 +90,10 @@ class Compute:
         """`function`, through torch.compile if the settings say so; the first call then takes its time."""
         return torch.compile(function) if self.config.compile else function
 
+    def uncompiled(self) -> "Compute":
+        """The same without torch.compile."""
+        return Compute(replace(self.config, compile=False))
+
     def measure_peak(self, seconds: float = 0.3) -> float:
         """FLOP/s of a large matrix product in `dtype`, measured now: the limit that speeds are shown against."""
         n = 4096 if self.device.type == "cuda" else 1024
@@ -104,6 +109,19 @@ class Compute:
                 torch.cuda.synchronize()
             best = max(best, 2 * n**3 / (time.perf_counter() - start))
         return best
+
+
+def keep_freed_memory() -> None:
+    """Have C's allocator keep, for the rest of the process, what is freed; where it is glibc's and so can be told.
+
+    By itself it hands every large tensor back to the kernel, which clears the pages again when the next step writes to
+    them: a tenth of a training step on a CPU (docs/LOG.md, 2026-11-26).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        largest_mapped, trim_above = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+        mallopt(largest_mapped, 0)
+        mallopt(trim_above, -1)  # never
 
 
 def _multiplies_bf16(device: str) -> bool:

@@ -53,7 +53,7 @@ def backward(
         with around(start + micro_batch_size >= batch_size):
             with compute.autocast():
                 states = hidden(x, documents=None if batch.documents is None else batch.documents[rows])
-                part = next_token_loss(states, model.head.weight, y) * (len(x) / batch_size)
+                part = next_token_loss(states, model.head.weight, y, compute.config.compile) * (len(x) / batch_size)
             guard.scaled(part).backward()
         loss += part.detach()
     return loss, states

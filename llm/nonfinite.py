@@ -94,8 +94,9 @@ def report(model: Transformer, batch: Batch, settings: Settings, compute: Comput
 def investigate(model: Transformer, batch: Batch, settings: Settings, compute: Compute, guard: Guard) -> Finding | None:
     """The first bad tensor of the step, or None if all of it is finite. The model's gradients are lost."""
     model.zero_grad()
+    as_it_is = compute.uncompiled()
     with _watched(model) as findings:
-        loss, _ = backward(model, model.hidden, batch, settings.micro_batch_size, settings.seed, compute, guard)
+        loss, _ = backward(model, model.hidden, batch, settings.micro_batch_size, settings.seed, as_it_is, guard)
         guard.unscale(model)
     if not loss.isfinite() and (not findings or findings[0].phase == "backward"):
         # The head's product and the loss are one function, not a module.

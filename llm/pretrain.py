@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from llm import checkpoint, nonfinite
 from llm.batches import ahead
 from llm.compiling import trial
-from llm.compute import Compute
+from llm.compute import Compute, keep_freed_memory
 from llm.errors import ConfigError, WordmillError
 from llm.gradients import Batch, backward
 from llm.model.counts import flops_per_token
@@ -156,6 +156,7 @@ def pretrain(
     Of several processes each calls it with its own share of the batches, and gets the same records. The first one alone
     evaluates, samples, writes checkpoints, and is asked whether to stop.
     """
+    keep_freed_memory()
     model.to(compute.device).train()
     model.recompute = config.recompute_activations
     hidden = parallel.hidden(model, compute)

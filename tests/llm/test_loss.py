@@ -4,16 +4,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llm.loss import CHUNK, next_token_loss, token_logprobs
+from llm.loss import CHUNK, next_token_loss, softmax_to_fuse, token_logprobs
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("length", [1, 7, CHUNK // 3, CHUNK])
-def test_equals_the_plain_cross_entropy(length: int) -> None:
+def test_equals_the_plain_cross_entropy(length: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fused`: what is handed to torch.compile, as it is; that takes seconds, and is tried by the benchmark."""
+    monkeypatch.setattr("llm.loss._compiled_softmax", lambda: softmax_to_fuse)
     torch.manual_seed(length)
     states = torch.randn(3, length, 16, requires_grad=True)
     head = torch.randn(50, 16, requires_grad=True)
     targets = torch.randint(0, 50, (3, length))
-    ours = next_token_loss(states, head, targets)
+    ours = next_token_loss(states, head, targets, compiled=fused)
     plain = F.cross_entropy((states @ head.T).flatten(0, 1), targets.flatten())
     torch.testing.assert_close(ours, plain)
     for one, other in zip(

@@ -29,23 +29,21 @@ def trial(
 ) -> None:
     """Time a batch's gradients by the model as it is and as `compiled`, and print what that means for `steps` steps."""
 
-    def seconds(hidden: Callable[..., Tensor], compute: Compute) -> float:
+    def seconds(hidden: Callable[..., Tensor], how: Compute) -> float:
         begun = time.perf_counter()
-        loss, _ = backward(model, hidden, batch, micro_batch_size, 0, compute, guard)
+        loss, _ = backward(model, hidden, batch, micro_batch_size, 0, how, guard)
         loss.item()  # waits for the device
         model.zero_grad()
         return time.perf_counter() - begun
 
-    seconds(model.hidden, compute.uncompiled())
-    plain = seconds(model.hidden, compute.uncompiled())
+    plain = [seconds(model.hidden, compute.uncompiled()) for _ in range(2)][-1]
     share = USUAL_SECONDS / (plain * steps)
     print(
         f"torch.compile: a step's gradients take {plain:.3f} s without it, {steps} steps' {plain * steps:.0f} s; "
         + (f"it must save {share:.1%} of that to pay for some {USUAL_SECONDS:.0f} s" if share < 1 else "it cannot pay"),
         flush=True,
     )
-    first = seconds(compiled, compute)
-    quick = seconds(compiled, compute)
+    first, quick = (seconds(compiled, compute) for _ in range(2))
     cost, gain = first - quick, plain - quick
     saved = gain * steps - cost
     print(

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from llm.model.config import ModelConfig
 
@@ -17,8 +16,8 @@ from llm.model.config import ModelConfig
 class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up = skip_init(nn.Linear, config.d_model, 2 * config.d_ff, bias=config.bias)
-        self.down = skip_init(nn.Linear, config.d_ff, config.d_model, bias=config.bias)
+        self.gate_up = nn.Linear(config.d_model, 2 * config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -30,8 +29,8 @@ class Plain(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = skip_init(nn.Linear, config.d_model, config.d_ff, bias=config.bias)
-        self.down = skip_init(nn.Linear, config.d_ff, config.d_model, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(type(self).activation(self.up(x)))

@@ -26,7 +26,6 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 from torch.utils.checkpoint import checkpoint
 
 from llm.model.attention import ATTENTIONS
@@ -60,8 +59,8 @@ class Attention(nn.Module):
         self.config = config
         kv_width = config.n_kv_head * config.d_head
         self.widths = (config.d_model, kv_width, kv_width)
-        self.qkv = skip_init(nn.Linear, config.d_model, sum(self.widths), bias=config.bias)
-        self.out = skip_init(nn.Linear, config.d_model, config.d_model, bias=config.bias)
+        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=config.bias)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         if config.qk_norm:
             self.q_norm = NORMS[config.norm](config, config.d_head)
             self.k_norm = NORMS[config.norm](config, config.d_head)
@@ -127,21 +126,18 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) in, hidden states (B, T, D) or logits (B, T, V) out. `vocab_size` is the tokenizer's.
-
-    Its weights are whatever the memory held until `initialise` or `llm.model.folder.load` fills them.
-    """
+    """Token ids (B, T) in, hidden states (B, T, D) or logits (B, T, V) out. `vocab_size` is the tokenizer's."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.embedding = skip_init(nn.Embedding, vocab_size, config.d_model)
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.position = POSITIONS[config.position](config)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = NORMS[config.norm](config, config.d_model)
-        self.head = skip_init(nn.Linear, config.d_model, vocab_size, bias=False)
+        self.head = nn.Linear(config.d_model, vocab_size, bias=False)
         if config.tie_head:
             self.head.weight = self.embedding.weight
         self.recompute = False

@@ -105,7 +105,7 @@ def start_pretraining(
 def start_dpo(
     config: ModelConfig, compute: Compute, at: Path, stopping: Callable[[], bool] = lambda: False
 ) -> tuple[Transformer, Iterator[Record]]:
-    policy = Transformer(config, 64)
+    policy = Transformer(replace(config, dropout=0.1), 64)  # which DPO leaves off
     policy.initialise(2)
     return policy, dpo(
         policy, WholeAnswers(ascending_pairs(12, 0)), WholeAnswers(ascending_pairs(6, 1)), DPO, compute, at, stopping

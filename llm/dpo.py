@@ -4,7 +4,8 @@ The policy starts as the base model. For a prompt with a chosen and a rejected a
 answer is β (log π(answer) - log π_ref(answer)), and the loss a function of the two answers' rewards (`llm.dpo_losses`).
 The frozen reference's log-probabilities never change, so they are computed once, before training, and kept with the
 checkpoints. To this comes, with a weight, the chosen answers' own cross-entropy, which keeps DPO from making both
-answers less likely than they were (Pang et al. 2024, arXiv:2404.19733).
+answers less likely than they were (Pang et al. 2024, arXiv:2404.19733). Dropout stays off, as in TRL: what it adds to
+the policy's log-probabilities would count as reward.
 
 Like `llm.pretrain`, the loop is a generator of records, and resumes to the same bytes after a kill.
 """
@@ -112,12 +113,12 @@ def dpo(
         )
     if not len(held_out):
         raise WordmillError("dpo: no held-out pair is left; raise preferences.held_out_share or preferences.pairs")
+    keep_freed_memory()
     policy.to(compute.device).eval()
     reference = torch.from_numpy(reference_logprobs(policy, train, compute, checkpoints / "reference-train"))
     held_out_reference = reference_logprobs(policy, held_out, compute, checkpoints / "reference-held-out")
     lengths = torch.from_numpy(train.lengths)
     begins = np.cumsum([0, *map(len, train.pairs)])  # where each text's pairs stand in `reference`
-    policy.train()
     optimizer = adamw(policy, config.lr, (0.9, 0.95), config.weight_decay)
     guard = Guard(compute.device, allowed=0, scaling=compute.scales_loss)
     start, records = restore(policy, optimizer, checkpoints, guard.state, {})
@@ -173,9 +174,7 @@ def dpo(
                 records.append(Record(done, values))
                 yield records[-1]
             if evaluating:
-                policy.eval()
                 records.append(Record(done, _held_out(policy, held_out, held_out_reference, config, compute)))
-                policy.train()
                 yield records[-1]
             writer.check()
             if regular or stop or (evaluating and best(records, "held_out_loss") == done):

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from llm.compute import Compute
 from llm.loss import next_token_loss
+from llm.model.packing import shared_length
 from llm.model.transformer import Transformer
 from llm.preferences import PairTexts
-from llm.scoring import Segment, logprobs
+from llm.scoring import Segment, pair_logprobs
 from llm.tokenizer.tokenizer import Tokenizer
 
 ScopeName = Literal["answers", "fork"]
@@ -123,9 +124,9 @@ class WholeAnswers:
     def logprobs(
         self, model: Transformer, texts: Sequence[int], compute: Compute, sft: bool
     ) -> tuple[Tensor, Tensor | None]:
-        both = [side[i] for side in (self.chosen, self.rejected) for i in texts]
-        found = logprobs(model, both, compute).view(2, -1)
-        tokens = sum(len(segment.tokens) - segment.first for segment in both[: len(texts)])
+        chosen, rejected = ([side[i] for i in texts] for side in (self.chosen, self.rejected))
+        found = pair_logprobs(model, chosen, rejected, compute)
+        tokens = sum(len(segment.tokens) - segment.first for segment in chosen)
         return found, -found[0].sum() / tokens if sft else None
 
 
@@ -149,12 +150,10 @@ class Forks:
         order = sorted(range(len(pairs)), key=lambda i: pairs.chosen[i].tokens.tolist())  # beginnings come first
         for number in order:
             chosen, rejected = pairs.chosen[number], pairs.rejected[number]
-            shorter = min(len(chosen.tokens), len(rejected.tokens))
-            parting = np.flatnonzero(chosen.tokens[:shorter] != rejected.tokens[:shorter])
-            if not len(parting):
+            place = shared_length(chosen.tokens, rejected.tokens)
+            if place == min(len(chosen.tokens), len(rejected.tokens)):
                 self.dropped += 1
                 continue
-            place = int(parting[0])
             fork = (place, int(chosen.tokens[place]), int(rejected.tokens[place]))
             last = self.texts[-1] if self.texts else None
             if last and np.array_equal(chosen.tokens[: len(last.tokens)], last.tokens):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llm.compute import Compute
 from llm.loss import CHUNK, token_logprobs
+from llm.model.packing import Packing
 from llm.model.transformer import Transformer
 
 
@@ -34,12 +35,25 @@ class Predictions:
     correct: np.ndarray  # bool: the token that came was the likeliest
 
 
-def logprobs(model: Transformer, segments: Sequence[Segment], compute: Compute) -> Tensor:
-    """Sum of log-probabilities in nats of each segment's scored tokens, (len(segments),), differentiable."""
-    states, targets, rows = _states(model, segments, compute)
+def pair_logprobs(
+    model: Transformer, chosen: Sequence[Segment], rejected: Sequence[Segment], compute: Compute
+) -> Tensor:
+    """Sums of log-probabilities in nats of the scored tokens of B pairs of segments, (2, B), differentiable.
+
+    What the two of a pair begin with is read once (`llm.model.packing`).
+    """
+    pairs = zip(chosen, rejected, strict=True)
+    packing = Packing([(one.tokens[:-1], other.tokens[:-1]) for one, other in pairs], compute.device)
+    segments = [*chosen, *rejected]
+    before = [packing.sources[row, s.first - 1 : len(s.tokens) - 1] for row, s in enumerate(segments)]
+    targets = torch.from_numpy(np.concatenate([segment.tokens[segment.first :] for segment in segments]))
+    rows = torch.from_numpy(np.repeat(np.arange(len(segments)), list(map(len, before))))
     with compute.autocast():
-        each = token_logprobs(states, model.head.weight, targets)
-    return torch.zeros(len(segments), device=compute.device).index_add(0, rows, each)
+        states = model.hidden(packing.ids, packing=packing)[0]
+        states = states[torch.from_numpy(np.concatenate(before)).to(compute.device)]
+        each = token_logprobs(states, model.head.weight, targets.to(compute.device))
+    sums = torch.zeros(len(segments), device=compute.device).index_add(0, rows.to(compute.device), each)
+    return sums.view(2, -1)
 
 
 def score(model: Transformer, segments: Sequence[Segment], compute: Compute, tokens_at_once: int = 8192) -> np.ndarray:

@@ -116,25 +116,28 @@ def gap(scores: dict[str, Scores], exact: dict[str, np.ndarray], seed: int) -> d
 def preference_margins(
     model: Transformer, tokenizer: Tokenizer, config: EvaluateConfig, compute: Compute
 ) -> np.ndarray:
-    """By how many nats the model finds the chosen answer likelier, for each held-out pair."""
+    """By how many nats the model finds the chosen answer likelier, for each held-out pair: (2, pairs).
+
+    The first row is of the whole answers, so that the shorter one has it easier; the second of their mean tokens.
+    """
     pairs = read_pairs(Path("data/preferences/pairs.parquet"), "test", limit=config.pairs)
     encoded = encode_pairs(tokenizer, pairs, model.config.block_size)
-    return score(model, encoded.chosen, compute) - score(model, encoded.rejected, compute)
+    sides = encoded.chosen, encoded.rejected
+    sums = [score(model, side, compute) for side in sides]
+    means = [total / [len(s.tokens) - s.first for s in side] for total, side in zip(sums, sides, strict=True)]
+    return np.stack([sums[0] - sums[1], means[0] - means[1]])
 
 
 def preferences(margins: np.ndarray, seed: int) -> dict[str, float]:
-    """Share of held-out pairs whose chosen answer the model finds likelier, and by how many nats on average."""
-    low, high = share_interval(int((margins > 0).sum()), len(margins))
-    margin_low, margin_high = mean_interval(margins, seed)
-    return {
-        "accuracy": float((margins > 0).mean()),
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "margin": float(margins.mean()),
-        "margin_low": margin_low,
-        "margin_high": margin_high,
-        "pairs": float(len(margins)),
-    }
+    """Share of held-out pairs whose chosen answer, or its mean token, is the likelier one; and by how many nats."""
+    figures = {"pairs": float(margins.shape[1])}
+    for name, values in zip(("", "_per_token"), margins, strict=True):
+        low, high = share_interval(int((values > 0).sum()), len(values))
+        figures |= {f"accuracy{name}": float((values > 0).mean())}
+        figures |= {f"accuracy{name}_low": low, f"accuracy{name}_high": high}
+        low, high = mean_interval(values, seed)
+        figures |= {f"margin{name}": float(values.mean()), f"margin{name}_low": low, f"margin{name}_high": high}
+    return figures
 
 
 def minimal_pairs(
@@ -148,18 +151,24 @@ def minimal_pairs(
 def change(base: Scores, dpo: Scores, before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, float]:
     """What DPO added to test bits per byte, preference accuracy and margin, by document and pair, with intervals.
 
-    The same documents and pairs are measured before and after, so these intervals are narrower than the two figures'.
+    `before` and `after` are `preference_margins`; `perplexity` is by what share it grew. The same documents
+    and pairs are measured before and after, so these intervals are narrower than the two figures'.
     """
-    ones = np.ones(len(before))
+    ones = np.ones(before.shape[1])
+    changed = (after > 0) - (before > 0).astype(float)
     measured = {
         "bits_per_byte": ((dpo.nats - base.nats) / math.log(2), base.bytes),
-        "accuracy": ((after > 0) - (before > 0).astype(float), ones),
-        "margin": (after - before, ones),
+        "perplexity": (dpo.nats - base.nats, base.tokens),
+        "accuracy": (changed[0], ones),
+        "accuracy_per_token": (changed[1], ones),
+        "margin": (after[0] - before[0], ones),
     }
-    figures = {}
+    figures: dict[str, float] = {}
     for name, (amounts, weights) in measured.items():
         figures[name] = float(amounts.sum() / weights.sum())
         figures[f"{name}_low"], figures[f"{name}_high"] = interval(amounts, weights, seed)
+    for name in ("perplexity", "perplexity_low", "perplexity_high"):
+        figures[name] = math.expm1(figures[name])  # of the difference of two losses
     return figures
 
 
@@ -214,7 +223,8 @@ def table(results: dict[str, Any]) -> list[str]:
         line = (
             f"{name}: test {test['bits_per_byte']:.4f} bits per byte "
             f"[{test['bits_per_byte_low']:.4f}, {test['bits_per_byte_high']:.4f}], "
-            f"perplexity {math.exp(test['loss']):.2f}, prefers the chosen answer in {pairs['accuracy']:.1%}"
+            f"perplexity {math.exp(test['loss']):.2f}, prefers the chosen answer in {pairs['accuracy']:.1%} "
+            f"(by the mean token {pairs['accuracy_per_token']:.1%})"
         )
         if "stories" in results[name]:
             told = results[name]["stories"]
@@ -222,6 +232,13 @@ def table(results: dict[str, Any]) -> list[str]:
                 f", sensible stories {told['sensible']:.1%} [{told['sensible_low']:.1%}, {told['sensible_high']:.1%}]"
             )
         lines.append(line)
+    titles = {"perplexity": "perplexity", "accuracy": "prefers the chosen", "accuracy_per_token": "by the mean token"}
+    change = results["change"]
+    figures = (
+        f"{title} {change[key]:+.1%} [{change[f'{key}_low']:+.1%}, {change[f'{key}_high']:+.1%}]"
+        for key, title in titles.items()
+    )
+    lines.append(f"change: {', '.join(figures)}")
     if "source" in results:
         lines.append(f"source: test {results['source']['test']['bits_per_byte']:.4f} bits per byte, the best possible")
     return lines

@@ -32,6 +32,7 @@ from llm.model.attention import ATTENTIONS
 from llm.model.config import ModelConfig
 from llm.model.feed_forward import FEED_FORWARDS
 from llm.model.norms import NORMS
+from llm.model.packing import Packing
 from llm.model.positions import POSITIONS, Rotation, rotate
 
 
@@ -71,6 +72,7 @@ class Attention(nn.Module):
         rotation: Rotation | None,
         documents: Tensor | None,
         cache: tuple[Cache, int, Tensor] | None,
+        packing: Packing | None,
     ) -> Tensor:
         B, T, D = x.shape
         E = self.config.d_head
@@ -80,6 +82,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)  # (B, H, T, E), (B, K, T, E)
+        if packing is not None:
+            q, k, v = packing.lay_out(q), packing.lay_out(k), packing.lay_out(v)
+            return self.out(packing.read_back(ATTENTIONS[self.config.attention](q, k, v)))
         if cache is None:
             y = ATTENTIONS[self.config.attention](q, k, v, documents)
         else:
@@ -120,8 +125,9 @@ class Block(nn.Module):
         rotation: Rotation | None,
         documents: Tensor | None,
         cache: tuple[Cache, int, Tensor] | None,
+        packing: Packing | None,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, documents, cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, documents, cache, packing))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -156,25 +162,36 @@ class Transformer(nn.Module):
                 std *= 0.5
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * std)
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,
+        cache: Cache | None = None,
+        documents: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
         """The states after the last norm, (B, T) -> (B, T, D). With a cache, `ids` continue what it holds.
 
         Rows advance by T positions; the caller corrects `cache.lengths` for rows that were padded on the right.
         `documents` (B, T) int, for training without a cache: a position sees only those of equal number.
+        `packing`, without either, says that `ids` are its row of tokens.
         """
-        assert cache is None or documents is None
+        assert sum(given is not None for given in (cache, documents, packing)) <= 1
         places = None  # 0, 1, 2, … in every row
         if cache is not None:
             places = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)  # (B, T)
             cache.room = int(places.max()) + 1
+        elif packing is not None:
+            places = packing.positions
         x, rotation = self.position(self.embedding(ids), places)
         x = self.dropout(x)
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
                 again = self.config.dropout > 0  # what was dropped is dropped again
-                x = checkpoint(block, x, rotation, documents, None, use_reentrant=False, preserve_rng_state=again)
+                x = checkpoint(
+                    block, x, rotation, documents, None, packing, use_reentrant=False, preserve_rng_state=again
+                )
             else:
-                x = block(x, rotation, documents, None if cache is None else (cache, layer, places))
+                x = block(x, rotation, documents, None if cache is None else (cache, layer, places), packing)
         if cache is not None:
             cache.lengths += ids.shape[1]
         return self.norm(x)

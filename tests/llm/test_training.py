@@ -26,7 +26,7 @@ from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 from llm.pair_scoring import Pairs, WholeAnswers
 from llm.pretrain import PretrainConfig, pretrain
-from llm.scoring import Segment, logprobs, score
+from llm.scoring import Segment, pair_logprobs, score
 from llm.training_state import Record
 
 pytestmark = pytest.mark.usefixtures("no_peak")
@@ -111,7 +111,7 @@ def start_pretraining(
 def start_dpo(
     config: ModelConfig, compute: Compute, at: Path, stopping: Callable[[], bool] = lambda: False
 ) -> tuple[Transformer, Iterator[Record]]:
-    policy = Transformer(config, 64)
+    policy = Transformer(replace(config, dropout=0.1), 64)  # which DPO leaves off
     policy.initialise(2)
     return policy, dpo(
         policy, WholeAnswers(ascending_pairs(12, 0)), WholeAnswers(ascending_pairs(6, 1)), DPO, compute, at, stopping
@@ -305,15 +305,30 @@ def test_documents_that_are_masked_do_not_see_each_other(tiny_config: ModelConfi
     assert abs(masked.item() - together.item()) > 1e-4
 
 
-def test_logprobs_are_those_of_the_whole_softmax(tiny_model: Transformer, compute: Compute) -> None:
-    segments = [Segment(np.arange(3, 3 + n), first) for n, first in ((10, 4), (5, 1), (17, 16))]
+@pytest.mark.parametrize("position", ["rope", "learned"])
+def test_logprobs_are_those_of_the_whole_softmax(tiny_config: ModelConfig, position: Any, compute: Compute) -> None:
+    """Values and gradients, of pairs that share prompts, more than prompts, or all of the shorter one."""
+    model = Transformer(replace(tiny_config, position=position), vocab_size=64)
+    model.initialise(5)
+    start = list(range(3, 9))
+    pairs = [((*start, 1, 2), (*start, 4)), ((*start[:3], 9, 8, 7, 6), (*start[:3], 9, 8, 5, 5)), ((9, 8, 7), (9, 8))]
+    firsts = (6, 3, 1)
+    sides = [[Segment(np.array(pair[i]), first) for pair, first in zip(pairs, firsts, strict=True)] for i in (0, 1)]
     expected = []
-    for segment in segments:
+    for segment in [*sides[0], *sides[1]]:
         tokens = torch.from_numpy(segment.tokens)
-        each = tiny_model(tokens[None, :-1])[0].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
+        each = model(tokens[None, :-1])[0].log_softmax(-1)[torch.arange(len(tokens) - 1), tokens[1:]]
         expected.append(each[segment.first - 1 :].sum())
-    torch.testing.assert_close(logprobs(tiny_model, segments, compute), torch.stack(expected), atol=1e-4, rtol=0)
-    ordered = score(tiny_model, segments, compute, tokens_at_once=12)
+    found = pair_logprobs(model, *sides, compute)
+    torch.testing.assert_close(found.flatten(), torch.stack(expected), atol=1e-4, rtol=0)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, -1.0, 2.0])
+    gradients = [
+        torch.autograd.grad(weights @ values, list(model.parameters()), allow_unused=True)
+        for values in (found.flatten(), torch.stack(expected))
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    ordered = score(model, [*sides[0], *sides[1]], compute, tokens_at_once=12)
     np.testing.assert_allclose(ordered, torch.stack(expected).detach().numpy(), atol=1e-4)
 
 

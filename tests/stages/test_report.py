@@ -28,6 +28,7 @@ MODEL: dict[str, Any] = {
     "calibration": {"expected_calibration_error": 0.0345, "overconfidence": 0.02},
     "preferences": {
         **{"accuracy": 0.6, "accuracy_low": 0.5, "accuracy_high": 0.7},
+        **{"accuracy_per_token": 0.612, "accuracy_per_token_low": 0.513, "accuracy_per_token_high": 0.714},
         **{"margin": 0.1, "margin_low": -0.25, "margin_high": 0.35, "pairs": 20.0},
     },
     "minimal_pairs": {"pairs": 77.0, "accuracy": 0.51, "accuracy_low": 0.4, "accuracy_high": 0.62},
@@ -50,7 +51,7 @@ EXPORT = {
     },
 }
 FLOOR = {"bits_per_byte": 0.6, "bits_per_byte_low": 0.59, "bits_per_byte_high": 0.61}
-NAMES = ("bits_per_byte", "accuracy", "margin")
+NAMES = ("bits_per_byte", "perplexity", "accuracy", "accuracy_per_token", "margin")
 CHANGE = {f"{name}{end}": value for name in NAMES for end, value in (("", 0.0678), ("_low", -0.05), ("_high", 0.09))}
 SERIES = {
     "calibration": [
@@ -226,7 +227,10 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
         "4,321",
         "56.78 %",
         "0.10 -0.25 – 0.35",
+        "+6.8 % of perplexity (-5.0 to +9.0)",
         "+6.8 points of preference accuracy (-5.0 to +9.0)",
+        "61.2 % 51.3 – 71.4",
+        "+6.8 by the mean token (-5.0 to +9.0)",
         " something, </table>",
         " axle",
         "Temperature 0.8, top-k off, top-p off, min-p 0.1. The prompt is bold.",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llm import checkpoint
-from llm.compute import Compute
+from llm.compute import Compute, keep_freed_memory
 from llm.dpo_losses import LossName, preference_loss
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer

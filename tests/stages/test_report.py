@@ -206,7 +206,6 @@ def test_the_page(evaluate: dict[str, Any], pictures: dict[str, tuple[bytes, str
     drawn["before_and_after"] = draw("before_and_after", figures(evaluate, tmp_path))[1]
     text = report.render(metrics(evaluate), drawn)
     assert report.render(metrics(evaluate), drawn) == text
-    assert "top-p\noff, min-p 0.05, repetition penalty 1.2. The prompt is bold." in text
     page = Page(text)
     assert page.open == []
     assert "script" not in page.tags

@@ -16,45 +16,26 @@ import time
 import psutil
 import torch
 
+from benchmarks.shapes import SMOLLM2_VOCABULARY, smollm2_135m
 from llm.compute import Compute, ComputeConfig
 from llm.gradients import Batch, backward
-from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 
-VOCABULARY = 49_152
 STEPS = 3  # measured, after one that is not
 
 
 def measured(recompute: bool, batch_size: int, length: int) -> tuple[float, float, int]:
     """Median seconds, processor seconds, and bytes above those before the first batch."""
-    config = ModelConfig(
-        n_layer=30,
-        n_head=9,
-        n_kv_head=3,
-        d_model=576,
-        d_ff=1536,
-        block_size=length,
-        attention="fused",
-        position="rope",
-        rope_theta=10_000.0,
-        norm="rmsnorm",
-        norm_eps=1e-5,
-        qk_norm=False,
-        feed_forward="swiglu",
-        bias=False,
-        dropout=0.0,
-        tie_head=True,
-    )
     threads = len(os.sched_getaffinity(0))
     compute = Compute(ComputeConfig(device="auto", precision="bf16", tf32=False, compile=False, threads=threads))
-    model = Transformer(config, VOCABULARY)
+    model = Transformer(smollm2_135m(length), SMOLLM2_VOCABULARY)
     model.initialise(1)
     model.to(compute.device).train()
     model.recompute = recompute
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
-    ids = torch.randint(VOCABULARY, (batch_size, length + 1), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(SMOLLM2_VOCABULARY, (batch_size, length + 1), generator=torch.Generator().manual_seed(0))
     batch = Batch(0, ids[:, :-1].to(compute.device), ids[:, 1:].to(compute.device))
     guard = Guard(compute.device, 0, compute.scales_loss)
     on_gpu = compute.device.type == "cuda"

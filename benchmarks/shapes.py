@@ -1,4 +1,4 @@
-"""The models that benchmarks compare on: Llama's parts, so that `transformers`, TRL and others have the same."""
+"""The models of benchmarks and tests: Llama's parts, so that `transformers`, TRL and others have the same."""
 
 from llm.model.config import ModelConfig
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.shapes import llama
 from llm.compute import Compute, ComputeConfig
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
@@ -20,24 +21,7 @@ STAGES = [stage.name for stage in lineage.declared(ROOT / "dvc.yaml")]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
-TINY = ModelConfig(
-    n_layer=2,
-    n_head=4,
-    n_kv_head=2,
-    d_model=32,
-    d_ff=48,
-    block_size=32,
-    attention="fused",
-    position="rope",
-    rope_theta=10_000.0,
-    norm="rmsnorm",
-    norm_eps=1e-5,
-    qk_norm=False,
-    feed_forward="swiglu",
-    bias=False,
-    dropout=0.0,
-    tie_head=True,
-)
+TINY = llama(n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, block_size=32)
 
 
 @pytest.fixture

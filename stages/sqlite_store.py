@@ -159,10 +159,11 @@ def relocate(path: Path, tell: Callable[[str], None]) -> None:
                 with database:
                     database.execute("BEGIN IMMEDIATE")
                     moved, left = _change_places(database, root, path.parent / ARTIFACTS)
-                tell(
-                    f"{path.name} was in {root.parent} before: new files go to {path.parent / ARTIFACTS}; "
-                    f"{moved} places of old ones were changed to it, {left} stay as they were"
-                )
+                if moved or left:
+                    tell(
+                        f"{path.name} was in {root.parent} before: new files go to {path.parent / ARTIFACTS}; "
+                        f"{moved} places of old ones were changed to it, {left} stay as they were"
+                    )
     except sqlite3.Error as error:
         raise WordmillError(f"{path}: the places of its runs' files cannot be changed: {error}") from None
 

@@ -26,7 +26,8 @@ DIFF = (
 )
 CODE_FOLDERS = ("llm", "stages", "pipeline", "presets")
 CODE_ENDINGS = (".py", ".html", ".css", ".js", ".yaml", ".c", ".cpp", ".cu", ".h", ".pyx")
-CODE_FILES = ("params.yaml", "dvc.yaml", "dvc.lock", "pyproject.toml", "constraints.txt", ".dvcignore", ".gitignore")
+CODE_FILES = ("params.yaml", "dvc.yaml", "dvc.lock", "pyproject.toml", "constraints.txt")
+IGNORING = (".gitignore", ".dvcignore")  # in any folder; DVC writes them beside its outputs
 SECRET = re.compile(
     r"""(^|/)\.(?!gitignore$|dvcignore$|gitattributes$)  # hidden files, and what is in hidden folders
     |(^|/)[^/]*(secret|credential|password|passwd|service[-_]?account)[^/]*$
@@ -72,7 +73,12 @@ def is_secret(name: str) -> bool:
 def is_code(name: str, inputs: set[str]) -> bool:
     """Whether a file is the project's code or settings, or an input that dvc.yaml names, or lies in one."""
     path = Path(name)
-    if name in CODE_FILES or name in inputs or any(parent.as_posix() in inputs for parent in path.parents):
+    if (
+        name in CODE_FILES
+        or path.name in IGNORING
+        or name in inputs
+        or any(parent.as_posix() in inputs for parent in path.parents)
+    ):
         return True
     return path.parts[0] in CODE_FOLDERS and len(path.parts) > 1 and path.suffix in CODE_ENDINGS
 

@@ -22,37 +22,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from llm.errors import WordmillError
-from stages import history, last_lines, lineage, provenance, tracking
+from stages import history, last_lines, lineage, provenance
 from stages.delivery import deliver_kept
 from stages.lineage import digest
-from stages.mailbox import Event, now
-from stages.stage_run import StageRun
 from stages.system_metrics import Sampler
 from stages.tracking import Tracker
-from stages.tracking_uri import tracking_uri
 
 REPO = Path(__file__).parents[2]
-
-
-class DirectMailbox:
-    """In the place of the process beside a stage, which takes seconds to start: delivers all at the end."""
-
-    def __init__(self, module: str, kept: Path, header: dict[str, Any]) -> None:
-        self._header = header
-        self._events: list[Event] = []
-
-    def post(self, kind: str, **content: Any) -> None:
-        self._events.append({"kind": kind, "time": now(), **content})
-
-    def close(self, patience: float, **last: Any) -> None:
-        self.post("end", **last)
-        StageRun(self._header, tracking_uri()).deliver(self._events)
-
-
-@pytest.fixture
-def direct(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "Mailbox", DirectMailbox)
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 def runs(kind: str) -> list[Run]:

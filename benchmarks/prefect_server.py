@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+CLIENT = "drill"  # Prefect's CSRF tokens belong to a client's name
 UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING")
 
 
@@ -51,9 +52,9 @@ def server(home: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "pipeline.cli", "server", "--port", str(port)]
     log = home / "server.log"
-    with program([*command, "--no-ui"], home, own, log) as process:
+    with program(command, Path(__file__).parents[1], own, log) as process:
 
         def healthy() -> bool:
             assert process.poll() is None, log.read_text()
@@ -66,7 +67,7 @@ def server(home: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         yield own
 
 
-def until(condition: Callable[[], bool], seconds: float = 180) -> float:
+def until(condition: Callable[[], bool], seconds: float = 600) -> float:
     """Wait; the seconds that it took."""
     began = time.monotonic()
     while not condition():
@@ -75,12 +76,22 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> float:
     return time.monotonic() - began
 
 
-def ask(server: Mapping[str, str], path: str, content: Any = None) -> Any:
+def ask(server: Mapping[str, str], path: str, content: Any = None, method: str = "") -> Any:
     """What the server's API answers; with `content`, to a POST."""
+    headers = {}
+    if content is not None:
+        token = send(server, f"/csrf-token?client={CLIENT}", None, {})["token"]
+        headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": CLIENT}
+    return send(server, path, content, headers, method)
+
+
+def send(server: Mapping[str, str], path: str, content: Any, headers: Mapping[str, str], method: str = "") -> Any:
+    """The same with no headers but those given. Raises HTTPError where the server refuses."""
     body = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(server["PREFECT_API_URL"] + path, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+    url = server["PREFECT_API_URL"] + path
+    typed = {"Content-Type": "application/json", **headers}
+    with urllib.request.urlopen(urllib.request.Request(url, body, typed, method=method or None), timeout=60) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def begin(server: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> str:
@@ -117,7 +128,7 @@ def rebuilding(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words = process.info["cmdline"] or []
-        ours = any(word in ("toy.py", "pipeline.dvc", "prefect.engine") or word[:7] == "stages." for word in words)
+        ours = any(word in ("toy.py", "pipeline.dvc", "pipeline.engine") or word[:7] == "stages." for word in words)
         here = (process.info["cwd"] or "").startswith(str(folder))
         if ours and here and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
@@ -129,6 +140,6 @@ def worker(folder: Path) -> psutil.Process:
     (found,) = (
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
-        if process.info["cwd"] == str(folder) and "worker" in (process.info["cmdline"] or [])
+        if process.info["cwd"] == str(folder) and "pipeline.agent" in (process.info["cmdline"] or [])
     )
     return found

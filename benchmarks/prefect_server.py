@@ -1,6 +1,7 @@
 """A Prefect server of its own on loopback, an agent beside it, and its API: for the drill and for the tests."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -77,16 +79,27 @@ def until(condition: Callable[[], bool], seconds: float = 600) -> float:
 
 
 def ask(server: Mapping[str, str], path: str, content: Any = None, method: str = "") -> Any:
-    """What the server's API answers; with `content`, to a POST."""
+    """What the server's API answers; with `content`, to a POST. Asks again while its database is locked."""
     headers = {}
     if content is not None:
-        token = send(server, f"/csrf-token?client={CLIENT}", None, {})["token"]
-        headers = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": CLIENT}
-    return send(server, path, content, headers, method)
+        headers = {"Prefect-Csrf-Token": _token(server["PREFECT_API_URL"]), "Prefect-Csrf-Client": CLIENT}
+    end = time.monotonic() + 300
+    while True:
+        try:
+            return send(server, path, content, headers, method)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
+
+
+@functools.cache
+def _token(url: str) -> str:
+    return str(ask({"PREFECT_API_URL": url}, f"/csrf-token?client={CLIENT}")["token"])
 
 
 def send(server: Mapping[str, str], path: str, content: Any, headers: Mapping[str, str], method: str = "") -> Any:
-    """The same with no headers but those given. Raises HTTPError where the server refuses."""
+    """One request, with no headers but those given. Raises HTTPError where the server refuses."""
     body = None if content is None else json.dumps(content).encode()
     url = server["PREFECT_API_URL"] + path
     typed = {"Content-Type": "application/json", **headers}

@@ -45,7 +45,7 @@ LISTED = 3  # states of other runs that the start of a stage names
 class State:
     """What a run has left."""
 
-    stage: str
+    stage: str  # the folder's name under runs/: the stage's, or `shared/` and it
     folder: Path
     params: Mapping[str, Any]  # dotted; empty where an older version wrote it
     step: int | None  # of the newest checkpoint
@@ -62,7 +62,7 @@ class State:
         """How far the run came, in a few words; empty where no checkpoint says it."""
         if self.step is None:
             return ""
-        steps = self.params.get(f"{self.stage}.steps")
+        steps = self.params.get(f"{Path(self.stage).name}.steps")
         return f"step {self.step:,}" + (f" of {steps:,}" if isinstance(steps, int) else "")
 
 
@@ -233,7 +233,7 @@ def _sole(stage: str, fingerprint: str) -> Iterator[None]:
 
 def _lock(stage: str, fingerprint: str) -> FileLock | None:
     folder = RUNS / stage
-    if not folder.is_symlink():
+    if not folder.is_symlink() and not stage.startswith("shared/"):
         return None
     shared = folder.resolve()
     return FileLock(shared.parent / f"{shared.name}-{fingerprint}.lock")

@@ -57,7 +57,9 @@ def launched(
     for old in (stop, scratch / "failure.json", *scratch.glob("refused-*")):
         old.unlink(missing_ok=True)
     told.write_text("")
-    if not scratch.parent.is_symlink():  # of stopped runs, which `join` must not take for this one
+    if (
+        scratch.parent.parent == RUNS and not scratch.parent.is_symlink()
+    ):  # of stopped runs, which `join` must not take for this one
         for old in scratch.parent.glob("*/job.json"):
             old.unlink(missing_ok=True)
     (scratch / "job.json").write_text(json.dumps({"module": module, "processes": processes, "params": dict(job)}))

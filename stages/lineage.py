@@ -28,6 +28,7 @@ from stages.processes import host, started
 
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")
+KEPT_LOCK = Path("runs/dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,19 @@ def derived(
         stage_key = key(stage.name, flat({section: content[section] for section in stage.sections}), inputs)
         yield stage.name, stage_key
         known |= outputs_of(stage.name, stage_key) or {}
+
+
+def keep_lock() -> None:
+    """Keep a copy of dvc.lock, which a kill may cut: DVC overwrites it in place (`pipeline.repair`)."""
+    try:
+        content = LOCK.read_bytes()
+        if not isinstance(YAML(typ="safe").load(content), dict):
+            return
+    except (OSError, YAMLError):
+        return
+    half = KEPT_LOCK.with_name(f"{KEPT_LOCK.name}.{os.getpid()}")
+    half.write_bytes(content)
+    half.replace(KEPT_LOCK)
 
 
 def recorded(stage: Declared, sections: Mapping[str, Any], path: Path = LOCK) -> str:

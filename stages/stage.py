@@ -99,6 +99,7 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
     except Timeout:
         raise WordmillError(f"another `{name}` runs in this folder; wait for it, or stop it, and try again") from None
     with lock:
+        lineage.keep_lock()
         flat = params_file.flat(params)
         declaration = next(stage for stage in declared() if stage.name == name)
         inputs = read(declaration, content)

@@ -14,7 +14,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,9 +22,9 @@ from torch.nn import functional as F
 from torch.utils import deterministic
 
 from llm.errors import WordmillError
+from llm.nvidia import nvidia_gpus
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-DEVICE_FILES = Path("/dev")  # where the NVIDIA driver puts a file for each GPU
 LENGTHS = 64  # on a GPU, lengths that change are multiples of this
 ROWS = 8  # and so are numbers of rows
 CUBLAS_WORKSPACE = ":4096:8"  # with it cuBLAS gives the same bits each time
@@ -59,13 +58,6 @@ def choose(name: DeviceName, index: int | None = None) -> tuple[torch.device, st
     if name == "cuda":
         return torch.device("cuda", torch.cuda.current_device() if index is None else index), why
     return (torch.device("mps", 0) if name == "mps" else torch.device("cpu")), why
-
-
-def nvidia_gpus() -> int:
-    """How many NVIDIA GPUs the driver shows to this process, whether torch can use them or not."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):  # the user hides them
-        return 0
-    return sum(path.name.removeprefix("nvidia").isdecimal() for path in DEVICE_FILES.glob("nvidia*"))
 
 
 def _cuda_problem() -> str:
@@ -119,7 +111,7 @@ def cumulative_sums(x: Tensor) -> Tensor:
     totals = within[:, :, -1]
     if totals.shape[1] > 1:
         within = within + (cumulative_sums(totals) - totals)[:, :, None]
-    return within.view(rows, -1)[:, :length].to(x.dtype)
+    return within.view(rows, -1)[:, :length].to(x.dtype).contiguous()
 
 
 def rounded_up(number: int, multiple: int, device: torch.device, limit: int | None = None) -> int:

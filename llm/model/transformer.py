@@ -159,7 +159,7 @@ class Transformer(nn.Module):
         """Draw the starting weights on the CPU, whatever the device: a function of `seed` and the shape alone."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
-            if weight.ndim == 1:
+            if weight.ndim < 2:
                 nn.init.constant_(weight, 0 if name.endswith("bias") else 1)
                 continue
             std = 1 / math.sqrt(weight.shape[1])

@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
-from llm import devices, nonfinite
+from llm import devices, nonfinite, nvidia
 from llm.compute import Compute, ComputeConfig
 from llm.dpo import DPOConfig, dpo
 from llm.errors import WordmillError
 from llm.export import gguf
 from llm.generate import generate
+from llm.gradients import Batch, backward, needs_places
+from llm.model import attention as attention_module
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
+from llm.optim.guard import Guard
 from llm.pair_scoring import SCOPES, Pairs
-from llm.parallel import Parallel
+from llm.parallel import PATIENCE, Parallel
 from llm.pretrain import PretrainConfig, pretrain
 from llm.sampling import Sampling, draw
 from llm.scoring import Segment, pair_logprobs, predictions, score
@@ -318,7 +322,7 @@ def test_cumulative_sums_without_a_scan() -> None:
 def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(nvidia, "DEVICE_FILES", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "nvidiactl").touch()
@@ -372,3 +376,110 @@ def test_a_lack_of_memory_is_one_line(
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="a bug"), devices.memory_for("x", "y"):
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_torch_compile_needs_a_compiler_and_pythons_headers(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiles = replace(CUDA, device=device, precision="fp32", compile=True)  # type: ignore[arg-type]
+    with simulate("cuda"):
+        Compute(compiles)
+        monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+        with pytest.raises(WordmillError, match="install python3-dev, or use false"):
+            Compute(compiles)
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        with pytest.raises(WordmillError, match=r"needs a C.* compiler here"):
+            Compute(compiles)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_nobody_gives_the_first_process_up_while_it_writes(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(distributed, "is_initialized", lambda: False)
+    monkeypatch.setattr(distributed, "init_process_group", lambda backend, **how: given.update(how, backend=backend))
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "new_group", lambda **how: None)
+    Parallel(kind, "cuda")
+    assert given == {"backend": "nccl", "timeout": PATIENCE}
+    assert PATIENCE.total_seconds() >= 3600
+
+
+@pytest.mark.parametrize("attention", ["fused", "flex"])
+def test_a_mask_of_documents_is_made_once_for_all_layers(attention: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    masks: list[Any] = []
+    for name in ("fused_mask", "_document_blocks"):
+        monkeypatch.setattr(attention_module, name, noted(getattr(attention_module, name), made))
+    monkeypatch.setattr(attention_module, "_require_flex", lambda device: None)
+    monkeypatch.setattr(
+        attention_module, "_compiled_flex", lambda: lambda q, *_, block_mask, **__: [q, masks.append(block_mask)][0]
+    )
+    model, ids = model_of(replace(TINY, n_layer=3, attention=attention)), torch.ones(2, 32, dtype=torch.long)
+    documents = (torch.arange(32) >= 20).long().expand(2, 32)
+    model.hidden(ids, documents=documents)
+    assert len(made) == 1
+    assert len({id(mask) for mask in masks}) == (attention == "flex")
+
+
+def noted(function: Any, made: list[Any]) -> Any:
+    return lambda *args: [function(*args), made.append(args)][0]
+
+
+def test_a_mask_on_a_gpu_is_in_the_scores_format_and_heads_are_not_grouped() -> None:
+    with simulate("cuda") as gpu:
+        compute = Compute(CUDA)
+        model, ids = model_of().to(compute.device), torch.ones(2, 32, dtype=torch.long, device=compute.device)
+        documents = torch.zeros(2, 32, dtype=torch.long, device=compute.device)
+        assert attention_module.fused_mask(documents, torch.bfloat16).dtype == torch.bfloat16
+        with compute.autocast():
+            model.hidden(ids, documents=documents)
+        assert set(gpu.attention) == {((2, 4, 32, 8), (2, 4, 32, 8), True)}
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "length", "masked", "capability", "right"),
+    [
+        (8, 1024, True, 9, True),
+        (8, 1024, False, 10, True),
+        (8, 64, True, 9, False),
+        (8, 192, True, 9, False),
+        (8, 192, False, 9, True),
+        (2, 1024, False, 9, True),
+        (2, 1024, False, 10, False),
+    ],
+)
+def test_cudnn_is_left_out_where_it_is_known_to_be_wrong(
+    kv_heads: int, length: int, masked: bool, capability: int, right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    config = replace(TINY, n_head=8, n_kv_head=kv_heads, block_size=length)
+    assert attention_module.cudnn_is_right(config, masked, torch.device("cuda", 0)) is right
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+def test_masked_documents_train_at_the_positions_of_evaluation(position: Any, compute: Compute) -> None:
+    """The second document of a row has the loss that it has alone."""
+    model = model_of(replace(TINY, position=position))
+    ids = torch.randint(1, V, (1, 32), generator=torch.Generator().manual_seed(1))
+    documents, places = (torch.from_numpy(part[:1]) for part in Source().positions(0))
+    together = model.hidden(ids, documents=documents, places=places)
+    torch.testing.assert_close(together[:, 20:], model.hidden(ids[:, 20:]))
+    targets = ids.roll(-1)
+    losses = []
+    for batch in (Batch(0, ids, targets, documents, places), Batch(0, ids[:, 20:], targets[:, 20:])):
+        guard = Guard(compute.device, 0, False)
+        losses.append(backward(model, model.hidden, batch, 1, 0, compute, guard)[1][:, -12:])
+    torch.testing.assert_close(*losses)
+    assert needs_places(model)
+    assert not needs_places(model_of())
+
+
+@pytest.mark.parametrize("attention", ["flash", "flex"])
+def test_attention_that_needs_a_gpu_is_refused_before_the_training(
+    attention: Any, compute: Compute, tmp_path: Path
+) -> None:
+    model = model_of(replace(TINY, attention=attention))
+    with pytest.raises(WordmillError, match=f"model.attention: {attention} needs"):
+        next(pretrain(model, Source(), PRETRAIN, compute, lambda m: {"loss": 0.0}, lambda m: "", tmp_path))

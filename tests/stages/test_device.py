@@ -9,7 +9,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from stages import device
+from llm import nvidia
+from stages import device, system_metrics
 from tests.simulated import simulate
 
 HOLD = """
@@ -89,3 +90,14 @@ def test_a_training_takes_a_free_gpu_and_several_take_all_or_none(
         lock.release()
     monkeypatch.delenv(device.TAKEN)
     assert device.gpu_of(2) == 2
+
+
+def test_a_gpu_without_its_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(system_metrics, "find_spec", lambda name: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert system_metrics.missing_package() == ""
+    (tmp_path / "nvidia3").touch()
+    assert system_metrics.missing_package().endswith("pip install -e '.[gpu]'")
+    monkeypatch.setattr(system_metrics, "find_spec", lambda name: "there")
+    assert system_metrics.missing_package() == ""

@@ -95,7 +95,8 @@ class ScoredTokens:
 
     def scores(self) -> Scores:
         columns = (-self.predictions.logprobs, np.ones(len(self.row)), self.bytes)
-        return Scores(*(self.by_row(column)[:, 0] for column in columns), self.documents)
+        nats, tokens, sizes = (self.by_row(column)[:, 0] for column in columns)
+        return Scores(nats, tokens, sizes, self.documents)
 
 
 def score_documents(

@@ -137,6 +137,7 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"kind": kind, "at": f"{at}/{kind}", "source": f"{at}/{kind} stopped"},
             {"kind": kind, "at": f"{at}/one to {kind}", "how": {"continue_from": f"{at}/stopped by one"}},
             {"kind": kind, "at": f"{at}/{kind} untied, dropout", "how": {"way": "untied, dropout"}},
+            {"kind": kind, "at": f"{at}/{kind} compiled", "how": {"way": "compiled"}},
             {"kind": kind, "at": f"{at}/{kind} bad", "how": {"bad": True}},
         ]
     jobs.append({"kind": "ddp", "at": f"{at}/ddp muon", "how": {"way": "muon"}})
@@ -196,6 +197,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
         ("one to fsdp2", "plain"),
         ("ddp untied, dropout", "untied, dropout"),
         ("fsdp2 untied, dropout", "untied, dropout"),
+        ("ddp compiled", "compiled"),
+        ("fsdp2 compiled", "compiled"),
         ("ddp muon", "muon"),
         ("fsdp2 by hand", "by hand"),
     ],

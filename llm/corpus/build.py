@@ -284,6 +284,7 @@ class _Corpus:
             "settings": settings,
             "revision": source.revision,
             "licence": source.licence,
+            **({"downloads": source.downloads} if source.downloads else {}),
             "digest": whole.hexdigest()[:16],
             "split_by": self.split_by,
             **{name: sum(total[name] for total in self.totals.values()) for name in self.totals["train"]},

@@ -95,6 +95,7 @@ def test_a_preset_runs_through_all_stages(
     assert 0 < len(json.loads(Path("reports/samples.json").read_text())["samples"]) <= chosen.samples.count
     pretrained = json.loads(Path("reports/pretrain.json").read_text())
     assert pretrained["step"] == chosen.pretrain.steps
+    assert 0 <= pretrained["repeated_share"] < 1
 
 
 def offer_encoding(encoding: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """What became of every preference record: kept, or left out for a counted cause with its first place."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+ABSOLUTE = re.compile(r"^/.*/(?=[^/]+ (?:line|element|row) \d)")  # the folder in "/folder/file.jsonl line 3"
 
 CAUSES = {  # why a record gives no pair, in the words of the messages
     "unknown_role": "with a role that is not in the table of roles",
@@ -70,6 +73,7 @@ class Account:
         return {"records": self.records, **self.kept, **{cause: self.left_out[cause] for cause in CAUSES}}
 
     def figures(self) -> Mapping[str, Any]:
-        """The whole account for a JSON file."""
+        """The whole account for a JSON file, without the folders of this machine."""
         told: dict[str, Any] = {**self.counts(), "kinds": dict(self.kinds), "notes": dict(self.notes)}
-        return {**told, "first_left_out": self.first, "columns_not_read": list(self.unread)}
+        first = {cause: ABSOLUTE.sub("", where) for cause, where in self.first.items()}
+        return {**told, "first_left_out": first, "columns_not_read": list(self.unread)}

@@ -47,10 +47,20 @@ class LeftOut(Exception):
 
 def messages(value: Any, key: str, where: str) -> list[Turn]:
     """A list of messages, or one message, as turns. Raises WordmillError and LeftOut."""
-    given = [value] if isinstance(value, Mapping) else value
+    given = _one_by_one(value) if isinstance(value, Mapping) else value
     if not isinstance(given, list) or not given:
         raise WordmillError(f"{where}: key {key!r} is missing or not a list of messages")
     return [_turn(message, key, where) for message in given]
+
+
+def _one_by_one(value: Mapping[str, Any]) -> list[Any]:
+    """One message, or the messages that {role: […], content: […]} holds in columns, as some Parquet files do."""
+    columns = {name: column for name, column in value.items() if isinstance(column, list)}
+    if not any(name in columns for name in ROLE_KEYS):
+        return [value]
+    if len({len(column) for column in columns.values()}) > 1:
+        return [value]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _turn(message: Any, key: str, where: str) -> Turn:

@@ -223,6 +223,8 @@ def _answer_turns(record: Mapping[str, Any], side: str, where: str) -> list[Turn
     value = _answer_value(record, side)
     if isinstance(value, str) and not isinstance(_answer_value(record, "chosen"), list):
         return [Turn(ASSISTANT, value)]
+    if isinstance(value, list) and not value:
+        raise LeftOut("empty_answer", f"key {side!r}")
     return messages(value, side, where)
 
 

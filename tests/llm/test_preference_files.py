@@ -101,6 +101,10 @@ RECORDS: dict[str, tuple[dict[str, Any], Texts]] = {
         {side: [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, both()[side][0]] for side in BOTH},
         EXPECTED,
     ),
+    "messages, columns": (
+        {side: {"role": ["user", "assistant"], "content": ["Hi", text]} for side, text in BOTH.items()},
+        EXPECTED,
+    ),
     "messages that part at a later turn": (
         {"chosen": say("A", "b", "C", "d"), "rejected": say("A", "b", "C", "e", "F", "g")},
         Texts("\n\nUser: A\n\nAssistant: b\n\nUser: C\n\nAssistant:", " d", " e\n\nUser: F\n\nAssistant: g"),
@@ -202,6 +206,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "two_prompts": {"prompt": "Hi", "instruction": "Add.", **BOTH},
     "no_common_prompt": {"chosen": "\n\nHuman: A\n\nAssistant: b", "rejected": "\n\nHuman: X\n\nAssistant: b"},
     "empty_prompt": {"prompt": " ", **BOTH},
+    "empty_answer": {**both(USER), "rejected": []},
 }
 
 
@@ -212,7 +217,7 @@ def test_what_gives_no_pair_is_counted_by_its_cause(tmp_path: Path) -> None:
     assert read(tmp_path, account=account) == [RECORDS["strings"][1]]
     assert account.records == 1 + 2 * len(LEFT_OUT)
     assert account.left_out == dict.fromkeys(LEFT_OUT, 2)
-    assert set(CAUSES) - set(LEFT_OUT) == {"empty_answer", "equal_answers", "duplicates", "over_limit"}
+    assert set(CAUSES) - set(LEFT_OUT) == {"equal_answers", "duplicates", "over_limit"}
     for line, cause in enumerate(LEFT_OUT, 2):
         assert account.first[cause].startswith(f"{path} line {line}")
     assert "role 'narrator'" in account.first["unknown_role"]

@@ -203,7 +203,10 @@ def test_records_in_are_pairs_out_and_counted_causes(two_files: PreferencesConfi
     (told,) = [line for line in account.lines() if line.startswith("left out: ")]
     for line, cause in enumerate(USELESS, 1):
         assert f"2 {CAUSES[cause]} (first: {bad} line {line}" in told
-    assert account.figures()["first_left_out"].keys() == account.left_out.keys()
+    first = account.figures()["first_left_out"]
+    assert first.keys() == account.left_out.keys()
+    assert str(tmp_path) not in json.dumps(account.figures())  # another machine writes the same bytes
+    assert first["empty_prompt"] == "c.jsonl line 1"
     assert sum(account.counts()[name] for name in ("train", "test", *CAUSES)) == account.counts()["records"]
 
 

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from llm.errors import WordmillError
 from pipeline import dvc
 from pipeline.files import replace
-from pipeline.git import git
+from pipeline.git import check_own_repository, git
 from stages import lineage
 from stages.params import named_files
 from stages.uncommitted import is_secret
@@ -30,6 +30,7 @@ def make(folder: Path, commit: str, patch: bytes, params: str, left_out: Iterabl
 
     The user's own files that params name by a path inside the checkout are linked. Raises WordmillError.
     """
+    check_own_repository()
     remove(folder)
     git("worktree", "add", "--quiet", "--detach", "--force", str(folder), commit)
     if patch:

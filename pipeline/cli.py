@@ -52,9 +52,11 @@ def list_presets() -> None:
 def check() -> None:
     """Check params.yaml against the schema of every stage."""
     from pipeline import overrides
+    from pipeline.repair import repair
     from stages import params, schema
 
     overrides.recover_if_idle()
+    repair()
     schema.check(params.document())
     print("params.yaml is right")
 

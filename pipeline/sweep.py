@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from llm.errors import WordmillError
 from pipeline import apart, compare, dvc, presets
+from pipeline.git import check_own_repository
 from stages import delivery, lineage, params, provenance, schema, sweep_run
 from stages.metrics import figures
 from stages.tracking_uri import environment as tracking_environment
@@ -74,6 +75,7 @@ def sweep(grid: Sequence[Point], tell: Callable[[str], None], run_one: "RunOne |
     axes = {name: list(dict.fromkeys(map(_key, (point.values[name] for point in grid)))) for name in grid[0].values}
     if provenance.commit() is None:
         raise WordmillError("a sweep needs a git repository with a commit")
+    check_own_repository()
     parent = sweep_run.begin(axes)
     environment = {
         **tracking_environment(),

@@ -26,7 +26,7 @@ from ruamel.yaml import YAML
 
 from llm.errors import TransientError, WordmillError
 from pipeline import apart, dvc
-from pipeline.git import git
+from pipeline.git import check_own_repository, git
 from stages import delivery
 from stages.tracking_uri import environment as tracking_environment
 
@@ -60,6 +60,7 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
     The working directory is a checkout; inside the block it is the worktree.
     """
     root = Path.cwd()
+    check_own_repository()
     revision = _resolved(commit)
     (root / WORKTREES).mkdir(parents=True, exist_ok=True)
     folder = root / WORKTREES / name
@@ -130,9 +131,9 @@ def _share(root: Path, folder: Path) -> None:
 
 
 def _clear(root: Path) -> None:
-    """Remove the worktrees whose process is no more."""
+    """Remove the worktrees whose process is no more. What has no lock beside it is none of them."""
     for folder in (root / WORKTREES).iterdir():
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink() and Path(_lock(folder).lock_file).exists():
             with contextlib.suppress(Timeout), _lock(folder).acquire(timeout=0):
                 delivery.take_over(folder, root)
                 _remove(folder)

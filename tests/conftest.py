@@ -79,6 +79,7 @@ class Told:
         self.scratch = Path("runs") / name
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
+        self.kept_steps: set[int] = set()
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         assert all(isinstance(value, float | int) for value in values.values())

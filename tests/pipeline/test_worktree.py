@@ -32,6 +32,7 @@ def test_what_a_worktree_shares_and_leaves(checkout: Path, tmp_path: Path, monke
     killed = WORKTREES / "killed"  # what a SIGKILL left: no process has its lock
     (killed / "runs/undelivered").mkdir(parents=True)
     (killed / "runs/undelivered/a.jsonl").write_text("{}")
+    killed.with_suffix(".lock").touch()
 
     with worktree("HEAD", "run") as place:
         assert Path.cwd() == place.folder != checkout

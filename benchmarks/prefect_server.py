@@ -66,7 +66,7 @@ def server(home: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         yield own
 
 
-def until(condition: Callable[[], bool], seconds: float = 180) -> float:
+def until(condition: Callable[[], bool], seconds: float = 900) -> float:
     """Wait; the seconds that it took."""
     began = time.monotonic()
     while not condition():
@@ -79,7 +79,7 @@ def ask(server: Mapping[str, str], path: str, content: Any = None) -> Any:
     """What the server's API answers; with `content`, to a POST."""
     body = None if content is None else json.dumps(content).encode()
     request = urllib.request.Request(server["PREFECT_API_URL"] + path, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.loads(answer.read())
 
 

@@ -183,7 +183,7 @@ def test_cancelling_and_a_killed_worker_leave_nothing_running(server: dict[str, 
 
 def wordmill(folder: Path, server: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=server, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=server, capture_output=True, text=True, timeout=600)
 
 
 def test_wordmill_run_tells_the_stage_that_failed(

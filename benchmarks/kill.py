@@ -29,13 +29,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 from pipeline.presets import changed
+from stages.store import client
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 from stages.scratch import FINISHED
 
 REPO = Path(__file__).parents[1]
@@ -118,11 +120,11 @@ class Checkout:
         content: dict[str, Any] = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
         return content
 
-    def runs(self, query: str) -> list[Run]:
+    def runs(self, query: str) -> "list[Run]":
         """MLflow's runs, oldest first."""
-        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
-        (experiment,) = (e for e in client.search_experiments() if e.name == "wordmill")
-        found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
+        mlflow = client(f"sqlite:///{self.folder}/mlflow.db")
+        (experiment,) = (e for e in mlflow.search_experiments() if e.name == "wordmill")
+        found = mlflow.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
         return list(found)
 
     def newest_rebuild(self) -> tuple[dict[str, str], set[str]]:

@@ -28,7 +28,7 @@ from llm.errors import TransientError, WordmillError
 from pipeline import apart, dvc
 from pipeline.git import check_own_repository, git
 from stages import delivery
-from stages.tracking_uri import is_sqlite, sqlite_path, tracking_uri
+from stages.tracking_uri import environment as tracking_environment
 
 WORKTREES = Path("runs/worktrees")
 SHARED = Path("runs/shared")
@@ -70,10 +70,7 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
         lock.acquire(timeout=0)
         git("worktree", "add", "--force", "--detach", str(folder), revision)
     try:
-        store = tracking_uri()
-        if is_sqlite(store):  # it may be named from here
-            store = f"sqlite:///{sqlite_path(store).absolute()}"
-        environment = {"MLFLOW_TRACKING_URI": store}
+        environment = tracking_environment()  # a relative address is meant from here
         _share(root, folder)
         os.chdir(folder)  # from here on, what DVC is asked for is the worktree's
         dvc.checkout()

@@ -35,11 +35,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """MLflow's database, one for the session, since making its tables takes seconds."""
-    from mlflow import MlflowClient  # only here: most tests do without its second of import
+    from stages.store import client  # only here: most tests do without its second of import
 
-    address = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    MlflowClient(address).search_experiments()
-    return address
+    folder = tmp_path_factory.mktemp("mlflow")
+    client(f"sqlite:///{folder}/mlflow.db")
+    shutil.copy(folder / "mlflow.db", folder / "empty.db")  # for tests that need one of their own
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="session", autouse=True)

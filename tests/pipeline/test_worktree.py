@@ -39,7 +39,7 @@ def test_what_a_worktree_shares_and_leaves(checkout: Path, tmp_path: Path, monke
         assert not (checkout / killed).exists()
         assert (checkout / "runs/undelivered/a.jsonl").exists()
         assert place.commit == first
-        assert place.environment == {"MLFLOW_TRACKING_URI": f"sqlite:///{checkout}/mlflow.db"}
+        assert place.environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{checkout}/mlflow.db"
         assert Path("corpus.out").exists()  # from the checkout's cache
         assert "checksum_jobs = 2" in Path(".dvc/config.local").read_text()
         (Path("runs/pretrain") / "state").write_text("left by a killed training")

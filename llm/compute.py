@@ -12,29 +12,15 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 
-from llm.errors import ConfigError, WordmillError
+from llm.compute_config import ComputeConfig
+from llm.errors import WordmillError
 
 FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """Raises ConfigError for values out of range; what the machine lacks is found by `Compute`."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"]  # auto: cuda if there is one, else mps, else cpu
-    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto: bf16 where the processor multiplies it faster than fp32
-    tf32: bool  # fp32 products on an NVIDIA GPU may round their inputs to TF32
-    compile: bool  # pretraining runs the model through torch.compile
-    threads: int  # CPU threads; results are bit-stable for one count, not across counts
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 1024:
-            raise ConfigError("threads", f"{self.threads} is not between 1 and 1024")
 
 
 class Compute:

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
-from llm.generate import stop_place
-from llm.sampling import Sampling
+from llm.sampling_config import Sampling
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class SamplesConfig:
 
     def cut(self, text: str) -> str:
         """`text` up to the stop string that is complete first."""
+        from llm.generate import stop_place  # only here: it needs torch, and a check of params.yaml does not
+
         return text[: stop_place(text, self.stop)]
 
 

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm.compute import ComputeConfig
+from llm.compute_config import ComputeConfig
 from llm.corpus.config import CorpusConfig
-from llm.dpo import DPOConfig
+from llm.dpo_config import DPOConfig
 from llm.errors import ConfigError, WordmillError
-from llm.evaluate import EvaluateConfig
+from llm.evaluate_config import EvaluateConfig
 from llm.export.config import ExportConfig
-from llm.export.formats import check_formats
+from llm.export.fits import check_formats
 from llm.model.config import ModelConfig
 from llm.preferences import PreferencesConfig
-from llm.pretrain import PretrainConfig
+from llm.pretrain_config import PretrainConfig
 from llm.samples import SamplesConfig
 from llm.shards import ShardsConfig
 from llm.tokenizer.config import TokenizerConfig

@@ -13,13 +13,15 @@ refuses the rest by name, since a feature passed over would change the logits.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_type_hints
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from llm.errors import ConfigError
 from llm.model.config import AttentionKind, ModelConfig
-from llm.model.transformer import Transformer
+
+if TYPE_CHECKING:  # a check of params.yaml asks for a layout's name, without the seconds that torch takes to import
+    from torch import Tensor
+
+    from llm.model.transformer import Transformer
 
 Settings = dict[str, Any]  # of config.json
 NOT_OF_THE_MODEL = ("attention", "dropout")  # how it is computed and trained, not what it is
@@ -28,7 +30,7 @@ NOT_OF_THE_MODEL = ("attention", "dropout")  # how it is computed and trained, n
 @dataclass(frozen=True)
 class Layout:
     fits: Callable[[ModelConfig], bool]
-    views: Callable[[Transformer], dict[str, Tensor]]  # names to views into the model's weights
+    views: "Callable[[Transformer], dict[str, Tensor]]"  # names to views into the model's weights
     settings: Callable[[ModelConfig], Settings]
     config: Callable[[Settings, AttentionKind], ModelConfig]  # raises ConfigError
     prefix: str = ""  # what a name may lack in a folder that was saved without the head
@@ -40,7 +42,7 @@ def layout_of(config: ModelConfig) -> str:
     return next(name for name, layout in LAYOUTS.items() if layout.fits(config))
 
 
-def _own_views(model: Transformer) -> dict[str, Tensor]:
+def _own_views(model: "Transformer") -> "dict[str, Tensor]":
     return {name: weight.data for name, weight in model.named_parameters()}
 
 
@@ -58,7 +60,7 @@ def _own_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     return ModelConfig(**values, attention=attention, dropout=0.0)
 
 
-def _llama_views(model: Transformer) -> dict[str, Tensor]:
+def _llama_views(model: "Transformer") -> "dict[str, Tensor]":
     ours = _own_views(model)
     views = {"model.embed_tokens.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
     if not model.config.tie_head:
@@ -169,7 +171,9 @@ def _fits_gpt2(config: ModelConfig) -> bool:
     )
 
 
-def _gpt2_views(model: Transformer) -> dict[str, Tensor]:
+def _gpt2_views(model: "Transformer") -> "dict[str, Tensor]":
+    from torch import Tensor
+
     ours = _own_views(model)
     positions = model.position.weight
     assert isinstance(positions, Tensor)  # a parameter or a buffer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from llm.errors import ConfigError
+from llm.limits import check_limits
 
 
 @dataclass(frozen=True)
@@ -17,5 +17,4 @@ class ComputeConfig:
     threads: int  # CPU threads; results are bit-stable for one count, not across counts
 
     def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 1024:
-            raise ConfigError("threads", f"{self.threads} is not between 1 and 1024")
+        check_limits(self, {"threads": (1, 1024)})

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm.errors import ConfigError
+from llm.limits import SEED, check_limits
 
+LIMITS = {"epochs": (1, 1_000_000), "batch_size": (1, 1_048_576), "seed": SEED}
 ScopeName = Literal["answers", "fork"]
 LossName = Literal["sigmoid", "hinge", "ipo", "sigmoid_norm"]
 
@@ -31,12 +33,14 @@ class DPOConfig:
     checkpoint_every: int  # steps
 
     def __post_init__(self) -> None:
+        check_limits(self, {})
         for name in ("beta", "lr", "epochs", "batch_size", "grad_clip", "log_every", "eval_every", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
         for name in ("sft_weight", "warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
+        check_limits(self, LIMITS)
         if not 0 <= self.label_smoothing < 0.5:
             raise ConfigError(
                 "label_smoothing", f"{self.label_smoothing} is not in [0, 0.5); at a half nothing is learnt"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
+from llm.limits import SEED, check_limits
 
+LONGEST_NGRAM = 1_000  # words
 NOUGHT = {"stride": "half the context"}
 
 
@@ -24,7 +26,10 @@ class EvaluateConfig:
         for name in ("documents", "stride", "pairs", "stories"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative; 0 means {NOUGHT.get(name, 'all')}")
-        if any(n < 1 for n in self.ngrams) or len(set(self.ngrams)) < len(self.ngrams):
-            raise ConfigError("ngrams", f"{list(self.ngrams)}: numbers of words, each once and 1 or more")
+        if any(not 1 <= n <= LONGEST_NGRAM for n in self.ngrams) or len(set(self.ngrams)) < len(self.ngrams):
+            raise ConfigError(
+                "ngrams", f"{list(self.ngrams)}: numbers of words, each once, from 1 to {LONGEST_NGRAM:,}"
+            )
+        check_limits(self, {"seed": SEED})
         if self.temperature < 0:
             raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")

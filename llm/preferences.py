@@ -6,6 +6,7 @@ Sources, by name:
 - `judged`: stories that the model writes itself, one that makes sense against one that does not (`llm.judged`).
 - `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
   answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
+- `auto`: `files` where `paths` are given, `hub` where a `dataset` is, `judged` for stories, else `corpus`.
 - `files`, `hub`: given pairs, in any of the usual shapes (`llm.preference_files`).
 
 Pairs with an empty part, with equal answers, or seen before are dropped and counted. A pair is held out by a hash of
@@ -17,7 +18,7 @@ import hashlib
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Literal
@@ -28,9 +29,11 @@ import pyarrow.parquet as pq
 from llm.corpus.config import CorpusConfig
 from llm.corpus.stories import pairs as story_pairs
 from llm.errors import ConfigError, WordmillError
+from llm.limits import SEED, check_limits
 from llm.preference_files import ShapeName, from_files, from_hub
 
 HELD_OUT = "test"
+LIMITS = {"pairs": (0, 1_000_000_000), "tries": (0, 10_000), "seed": SEED}
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("prompt", "chosen", "rejected", "kind", "split")] + [("whole", pa.bool_())]
 )
@@ -40,7 +43,7 @@ SCHEMA = pa.schema(
 class PreferencesConfig:
     """Raises ConfigError."""
 
-    source: Literal["judged", "stories", "corpus", "files", "hub"]
+    source: Literal["auto", "judged", "stories", "corpus", "files", "hub"]
     pairs: int  # to make (stories, corpus) or to make or read at most (judged, files, hub)
     openings: int  # judged: of training stories, that the model goes on from
     tries: int  # judged: stories that it writes for each opening
@@ -61,6 +64,7 @@ class PreferencesConfig:
         for name in ("pairs", "openings", "pairs_per_story", "prompt_characters", "answer_characters"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
+        check_limits(self, LIMITS)
         if self.tries < 2:
             raise ConfigError("tries", f"{self.tries} gives nothing to compare; use 2 or more")
         if self.temperature <= 0:
@@ -82,6 +86,22 @@ class PreferencesConfig:
             dataset_split=self.dataset_split,
             revision=self.revision,
         )
+
+
+def resolved(config: PreferencesConfig, corpus: str) -> PreferencesConfig:
+    """The same with a source in the place of `auto`: given pairs if there are any, else what suits the corpus.
+
+    `corpus` is the corpus's source. Raises ConfigError.
+    """
+    if config.source != "auto":
+        return config
+    if config.paths and config.dataset:
+        raise ConfigError("source", "auto finds both paths and a dataset; use files or hub")
+    if config.paths:
+        return replace(config, source="files")
+    if config.dataset:
+        return replace(config, source="hub")
+    return replace(config, source="judged" if corpus == "stories" else "corpus")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm.errors import ConfigError
+from llm.limits import SEED, check_limits
 
+LIMITS = {
+    "steps": (0, 1_000_000_000_000),
+    "batch_size": (1, 1_048_576),
+    "micro_batch_size": (1, 1_048_576),
+    "processes": (1, 65_536),
+    "seed": SEED,
+}
 ParallelKind = Literal["none", "ddp", "fsdp2"]
 
 
@@ -44,6 +52,7 @@ class PretrainConfig:
     processes: int  # ddp, fsdp2: how many, on all machines together
 
     def __post_init__(self) -> None:
+        check_limits(self, {})
         if self.steps < 0 or (self.steps == 0 and not self.start_from):
             raise ConfigError("steps", f"{self.steps} is not positive (0 is for weights named by start_from)")
         for name in ("batch_size", "micro_batch_size", "lr", "muon_lr", "grad_clip"):
@@ -84,5 +93,6 @@ class PretrainConfig:
         for name in ("weight_decay", "max_skips"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
+        check_limits(self, LIMITS)
         if self.warmup_steps < 0 or 0 < self.steps < self.warmup_steps:
             raise ConfigError("warmup_steps", f"{self.warmup_steps} is not between 0 and steps ({self.steps})")

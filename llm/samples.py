@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
+from llm.limits import SEED, check_limits
 from llm.sampling_config import Sampling
 
 
@@ -25,6 +26,7 @@ class SamplesConfig:
     seed: int
 
     def __post_init__(self) -> None:
+        check_limits(self, {"seed": SEED})
         for name in ("count", "opening_characters", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")

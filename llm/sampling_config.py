@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
+from llm.limits import check_limits
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Sampling:
     frequency_penalty: float = 0.0  # in logits, for each time
 
     def __post_init__(self) -> None:
+        check_limits(self, {})
         if self.temperature < 0:
             raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")
         if self.top_k < 0:

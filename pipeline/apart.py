@@ -29,7 +29,7 @@ def make(folder: Path, commit: str, patch: bytes, params: str, left_out: Iterabl
         git("apply", "--whitespace=nowarn", "-", cwd=folder, data=patch)
     if params:
         replace(folder / "params.yaml", params)
-    content = YAML(typ="safe", pure=True).load(params) or {}
+    content = YAML(typ="safe").load(params) or {}
     for path in [*map(Path, left_out), *named_files(lineage.flat(content))]:
         target = folder / path
         if path.exists() and not path.is_absolute() and not target.exists() and ".." not in path.parts:

@@ -14,7 +14,7 @@ from llm.corpus.documents import documents, manifest, sample
 from llm.errors import WordmillError
 from llm.judged import judged_pairs
 from llm.model import folder
-from llm.preferences import Pair, PreferencesConfig, cleaned, pairs, write_pairs
+from llm.preferences import Pair, PreferencesConfig, cleaned, pairs, resolved, write_pairs
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
@@ -39,10 +39,11 @@ def run(params: Params, stage: Stage) -> None:
             kinds[pair.kind] += 1
             yield pair
 
-    if params.preferences.source == "judged":
-        made = iter(own_pairs(params))
+    config = resolved(params.preferences, manifest(CORPUS)["source"])
+    if config.source == "judged":
+        made = iter(own_pairs(config, params.compute))
     else:
-        made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"), stage.scratch)
+        made = pairs(config, documents(CORPUS / "train"), documents(CORPUS / "test"), stage.scratch)
     write_pairs(counted(cleaned(made, counts)), OUT)
     details = Path("reports/preferences/counts.json")
     write_json({**counts, "kinds": kinds}, details)
@@ -52,14 +53,14 @@ def run(params: Params, stage: Stage) -> None:
     print(", ".join(f"{name} {count}" for name, count in (counts | kinds).items()), flush=True)
 
 
-def own_pairs(params: Params) -> list[Pair]:
+def own_pairs(config: PreferencesConfig, compute: ComputeConfig) -> list[Pair]:
     if manifest(CORPUS)["source"] != "stories":
         raise WordmillError(
-            "params.yaml: preferences.source: judged needs the embedded stories and their judge; use corpus or files"
+            "params.yaml: preferences.source: judged needs the embedded stories and their judge; "
+            "use auto, corpus or files"
         )
-    texts = sample(CORPUS / "train", params.preferences.openings)
-    compute = Compute(params.compute)
-    return judged_pairs(folder.load(BASE), Tokenizer.load(BASE), texts, params.preferences, compute)
+    texts = sample(CORPUS / "train", config.openings)
+    return judged_pairs(folder.load(BASE), Tokenizer.load(BASE), texts, config, Compute(compute))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from stages.device import hold
 from stages.params import build
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
+from stages.start import check_shape
 from stages.torchrun import Process, launched, nodes
 
 OUT = Path("models/base")
@@ -155,17 +156,7 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
         return model
     place = Path(params.pretrain.start_from)
     given = folder.load(place)
-    # A run's own matter: how attention is computed, dropout, and the context where no weight depends on it.
-    free = {"attention", "dropout"} | ({"block_size"} if params.model.position != "learned" else set())
-    free |= {"rope_theta"} if params.model.position != "rope" else set()
-    wanted = {name: value for name, value in vars(params.model).items() if name not in free}
-    other = [
-        f"model.{name}={getattr(given.config, name)}" for name in wanted if getattr(given.config, name) != wanted[name]
-    ]
-    if other:
-        raise WordmillError(
-            f"pretrain.start_from: {place} is of another shape than the section model; set {' '.join(other)}"
-        )
+    check_shape(place, given.config, params.model)
     if given.vocab_size != tokenizer.vocab_size:
         raise WordmillError(
             f"pretrain.start_from: {place} has {given.vocab_size:,} tokens, the tokenizer {tokenizer.vocab_size:,}; "

@@ -2,7 +2,8 @@
 
 `main` is a stage script's entry point. Around `run(params, stage)` it
 
-- reads the declared sections of params.yaml and turns a WordmillError into one line and exit status 2, and so a full
+- reads the declared sections of params.yaml, checks what all stages that follow would refuse (`stages.preflight`), and
+  turns a WordmillError into one line and exit status 2, and so a full
   or read-only disk;
 - asks the kernel to end the process when its parent dies: DVC forwards no signal, and an orphaned training would go
   on beside the next one;
@@ -18,6 +19,7 @@
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -84,6 +86,8 @@ def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
 
 def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
     params = params_file.load(params_type)
+    # By its name, since none of it goes into what a stage makes: DVC need not watch it.
+    importlib.import_module("stages.preflight").check_from(name)
     RUNS.mkdir(exist_ok=True)
     lock = FileLock(RUNS / f"{name}.lock")
     try:

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from llm.errors import WordmillError
+from llm.model.config import WIDEST_FLASH_HEAD
 
-WIDEST_HEAD = 128  # wider ones need smaller tiles than there are in the tables below
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -70,9 +70,10 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> T
     """
     if torch.is_autocast_enabled(q.device.type):  # as torch's own attention does: norms and positions may give fp32
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if q.shape[3] > WIDEST_HEAD:
+    if q.shape[3] > WIDEST_FLASH_HEAD:
         raise WordmillError(
-            f"model.attention: flash takes heads up to {WIDEST_HEAD} wide, not {q.shape[3]}; use more heads or fused"
+            f"model.attention: flash takes heads up to {WIDEST_FLASH_HEAD} wide, not {q.shape[3]}; "
+            "use more heads or fused"
         )
     if q.dtype not in _DTYPES:
         raise WordmillError(f"model.attention: flash takes bf16, fp16 and fp32, not {q.dtype}; use fused")

@@ -95,9 +95,7 @@ UNREADABLE = [
 BOMB = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" if n else "a0: &a0 [1]" for n in range(12))
 
 
-@pytest.mark.parametrize(
-    "text", [*UNREADABLE, BOMB, "corpus: !!python/object:os.x {}", "- " * 5_000], ids=range(9)
-)
+@pytest.mark.parametrize("text", [*UNREADABLE, BOMB, "corpus: !!python/object:os.x {}", "- " * 5_000], ids=range(9))
 def test_documents_that_cannot_be_read(text: str) -> None:
     with pytest.raises(WordmillError) as caught:
         params.parse(text, "params.yaml")

@@ -33,7 +33,7 @@ server: .venv/installed
 	exec wordmill server
 
 agent: .venv/installed
-	wordmill deploy
+	wordmill deploy --missing
 	exec wordmill agent
 
 # DVC and the runs' records need a git repository; without one this ends before minutes of installing.

@@ -122,24 +122,29 @@ def run(
 def server(
     host: Annotated[str, typer.Option(help="The address to listen at; by default not from outside.")] = LOCAL,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Agents find it by PREFECT_API_URL.")] = 4200,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further name under which the server is reached; may be given again.")
+    ] = None,
 ) -> None:
     """Start the Prefect server: schedules, runs, logs, pages."""
-    from pipeline.agent import settings
+    from pipeline import server as prefect_server
 
-    arguments = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    os.execve(sys.executable, [sys.executable, *arguments], settings())
+    prefect_server.serve(host, port, allow_host or [])
 
 
 @app.command()
 def deploy(
     pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu",
-    at_once: Annotated[int, typer.Option(min=1, help="Runs that its agents, all together, run at a time.")] = 1,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs that its agents, all together, run at a time; a new pool has 1."),
+    ] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Make what is missing, and renew no deployment.")] = False,
 ) -> None:
     """Tell the Prefect server of the pool, the deployments, and what to do with runs whose agent is gone."""
     from pipeline.deploy import deploy as tell
 
-    tell(pool, at_once)
-    print(f"work pool {pool}: at most {at_once} at a time; deployments rebuild/nightly, rebuild/manual")
+    print(tell(pool, at_once, missing))
 
 
 @app.command()

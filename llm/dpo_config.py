@@ -1,7 +1,7 @@
 """The section `dpo`: how the policy is tuned. Free of torch, so that a check of params.yaml is fast."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llm.errors import ConfigError
 from llm.limits import SEED, check_limits
@@ -14,6 +14,8 @@ LossName = Literal["sigmoid", "hinge", "ipo", "sigmoid_norm"]
 @dataclass(frozen=True)
 class DPOConfig:
     """Raises ConfigError."""
+
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("checkpoint_every",)  # on any byte of the outputs
 
     scope: ScopeName  # score the whole answers, or only the token in which they part (`llm.pair_scoring`)
     loss: LossName  # `llm.dpo_losses.LOSSES`

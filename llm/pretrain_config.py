@@ -1,11 +1,12 @@
 """The section `pretrain`: how the base model is trained. Free of torch, so that a check of params.yaml is fast."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from llm.errors import ConfigError
 from llm.limits import SEED, check_limits
 
+ELEMENTWISE = ("adamw", "adamw_reference")  # optimizers that need no weight whole
 LIMITS = {
     "steps": (0, 1_000_000_000_000),
     "batch_size": (1, 1_048_576),
@@ -20,13 +21,16 @@ ParallelKind = Literal["none", "ddp", "fsdp2"]
 class PretrainConfig:
     """Raises ConfigError."""
 
+    # No byte of the outputs depends on these: a stopped run is taken up again after a change of them.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("sample_every", "checkpoint_every", "checkpoints_kept")
+
     start_from: str  # a model folder whose weights to begin with; empty: weights drawn at random
     continue_from: str  # a folder of checkpoints whose newest to go on from, of a run of other settings; empty: none
     steps: int  # optimizer steps; 0 takes the weights of `start_from` as they are
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     recompute_activations: bool  # less memory for a third more work: `llm.model.transformer`
-    packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    packing: Literal["windows", "documents", "documents_once"]  # how text falls into sequences: llm/batches.py
     mask_documents: bool  # documents in one sequence do not see each other
     optimizer: Literal["adamw", "adamw_reference", "muon"]
     lr: float  # peak learning rate
@@ -84,8 +88,10 @@ class PretrainConfig:
                 f"{self.batch_size}; lower micro_batch_size, or make batch_size a multiple of "
                 f"{self.processes * self.micro_batch_size}",
             )
-        if self.parallel == "fsdp2" and self.optimizer == "muon":
-            raise ConfigError("parallel", "fsdp2 shards the matrices that muon needs whole; use ddp, or adamw")
+        if self.parallel == "fsdp2" and self.optimizer not in ELEMENTWISE:
+            raise ConfigError(
+                "parallel", f"fsdp2 shards the matrices that {self.optimizer} needs whole; use ddp, or adamw"
+            )
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
         if not 0 < self.decay_share <= 1:

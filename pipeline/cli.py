@@ -75,9 +75,11 @@ def list_presets() -> None:
 def check() -> None:
     """Check params.yaml, the files that it names and the device for every stage, before any of them runs."""
     from pipeline import overrides
+    from pipeline.repair import repair
     from stages import params, preflight, schema
 
     overrides.recover_if_idle()
+    repair()
     content = params.document()
     preflight.check(schema.check(content))
     params.say_absent(content)
@@ -159,6 +161,7 @@ def agent(pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu") -> 
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only.")] = 5000) -> None:
     """Serve MLflow's pages on http://127.0.0.1:5000."""
+    from stages import sqlite_store
     from stages.tracking_uri import PAGES, is_local, tracking_uri, without_secrets
 
     uri = tracking_uri()
@@ -166,9 +169,13 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine
         raise WordmillError(f"the runs are on a server: open {without_secrets(uri)}")
     # Its pages for training, and not those for chats, which it opens by itself.
     print(f"http://127.0.0.1:{port}/#/experiments?{PAGES}", flush=True)
-    # By default it starts 15 processes for jobs that nobody has asked for.
-    os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
-    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # MLflow's own server would make a missing database in place.
+    if work := sqlite_store.preparation(uri):
+        work()
+    # By default it starts 15 processes for jobs that nobody has asked for. The address may hold a password, and every
+    # user of the machine can read a command line.
+    os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_BACKEND_STORE_URI=uri)
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments])
 
 

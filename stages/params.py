@@ -16,7 +16,6 @@ hold no NUL and names no control characters.
 """
 
 import difflib
-import glob
 import json
 import reprlib
 import sys
@@ -33,6 +32,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from llm.errors import ConfigError, WordmillError
+from llm.file_patterns import match, no_file
 
 PARAMS = Path("params.yaml")
 SECTIONS = (
@@ -188,9 +188,8 @@ def named_files(values: Mapping[str, Any]) -> list[Path]:
     for name, value in values.items():
         if name.rpartition(".")[2] in NAMING:
             for pattern in filter(None, [value] if isinstance(value, str) else value):
-                # pathlib's own globbing takes no absolute pattern
-                matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-                found.update(dict.fromkeys(map(Path, matches)))
+                paths = match(pattern).paths
+                found.update(dict.fromkeys(path for path in paths if path.exists() and not no_file(path)))
     return list(found)
 
 
@@ -222,7 +221,8 @@ def _section(section_type: type, values: dict[str, Any], name: str, source: str)
 
 @cache
 def _checker(section_type: type) -> type[BaseModel]:
-    required: dict[str, Any] = {key: (hint, ...) for key, hint in get_type_hints(section_type).items()}
+    hints = get_type_hints(section_type)
+    required: dict[str, Any] = {field.name: (hints[field.name], ...) for field in fields(section_type)}
     strict = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
     return create_model(section_type.__name__, __config__=strict, **required)
 

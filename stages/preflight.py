@@ -26,12 +26,13 @@ import psutil
 
 from llm import machine, minimal_pair_files
 from llm.corpus.config import CorpusConfig, kind
-from llm.corpus.files import file_unit, find
+from llm.corpus.files import file_unit, find, read_rows
 from llm.errors import ConfigError, WordmillError
 from llm.model.config import WIDEST_FLASH_HEAD, ModelConfig
 from llm.model.counts import parameters
 from llm.model.layouts import LAYOUTS
-from llm.preference_files import from_files
+from llm.preference_account import Account
+from llm.preference_files import converted
 from stages import params, schema
 from stages.lineage import declared
 from stages.machines import nodes
@@ -156,7 +157,8 @@ def preference_files(given: Schema) -> None:
     if config.source == "files":
         with _named("preferences.paths"), tempfile.TemporaryDirectory() as scratch:
             for path in _readable(find(config.paths, "preferences.paths")):
-                next(iter(from_files((str(path),), config.shape, Path(scratch))), None)
+                first = islice(read_rows(path, Path(scratch)), 1)
+                next(converted(first, config.shape, Account()), None)
 
 
 def enough_pairs(given: Schema) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm.errors import WordmillError
 from llm.export import gguf, int8
 from llm.export.config import Format
 from llm.export.fits import check_formats as check_formats
 from llm.model import folder
+from llm.model.layouts import layout_for
 from llm.model.transformer import Transformer
 from llm.tokenizer.tokenizer import Tokenizer
 
@@ -38,6 +40,10 @@ class Form:
 
 
 def _copy_folder(source: Source, target: Path) -> None:
+    if layout_for(source.model) == "wordmill":
+        raise WordmillError(
+            "export.formats: huggingface: `transformers` has no class for a model with these parts; leave it out"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.folder.iterdir()):
         shutil.copyfile(path, target / path.name)

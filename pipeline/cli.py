@@ -15,6 +15,16 @@ from pipeline import run_commands
 
 LOCAL = "127.0.0.1"
 
+
+def spin_briefly() -> None:
+    """Have OpenMP's threads go to sleep soon after their work, some 30 µs, unless the user has set this.
+
+    By default they keep a core busy for milliseconds, which costs many times the work where other programs run. It must
+    be called before torch is imported.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 app = typer.Typer(
     help="From raw text to a preference-tuned language model. Run it in the repository root.",
     no_args_is_help=True,
@@ -172,6 +182,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve models as OpenAI's /v1/completions, and a page to play with."""
+    spin_briefly()
     from pipeline.options import compute_config
     from pipeline.serve.limits import Limits
     from pipeline.serve.server import DEFAULT, load
@@ -206,6 +217,7 @@ def generate(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Continue texts with a model; on a terminal, as they are written, and without a prompt, line by line."""
+    spin_briefly()
     from llm.sampling import Sampling
     from llm.streaming import Wanted
     from pipeline import generate as generating

@@ -106,7 +106,7 @@ class Batch:
             alike.setdefault(row.text.sampling, []).append(place)
             if row.history is not None:
                 logits[place] = row.history.penalised(own[place : place + 1], row.text.sampling)[0]
-        uniforms = torch.tensor([row.text.uniforms.next() for row in self._rows], dtype=torch.float64).to(own.device)
+        uniforms = torch.tensor([row.text.uniforms.next() for row in self._rows], dtype=torch.float64)
         if len(alike) == 1:
             return draw(logits, uniforms, self._rows[0].text.sampling)
         tokens = torch.empty(len(self._rows), dtype=torch.long, device=own.device)

@@ -24,7 +24,7 @@ import stages
 from llm.errors import TransientError, WordmillError
 from stages import lineage
 from stages.lineage import Declared, digest, plain
-from stages.params import document, flat, named_files
+from stages.params import PARAMS, document, flat, named_files
 
 LISTED = 5  # changes that the message names
 Marks = dict[str, tuple[int, int, int, int]]  # of each file: size, times of content and inode, inode
@@ -38,6 +38,7 @@ class Inputs:
     digests: dict[str, str]  # of the dependencies in dvc.yaml, by path
     sources: dict[str, str]  # of the user's own files and folders that params name, by path
     marks: dict[str, Marks]  # of both, taken before they were read
+    params_marks: Marks  # of params.yaml; empty where it was written after this process began
 
     def check_unchanged(self) -> None:
         """Raises WordmillError with what has changed since."""
@@ -51,6 +52,8 @@ class Inputs:
             )
 
     def _changed_params(self) -> list[str]:
+        if self.params_marks and marks(PARAMS) == self.params_marks:
+            return []
         try:
             content = document()
         except WordmillError:
@@ -89,7 +92,8 @@ def read(declaration: Declared, content: Mapping[str, Any], began: int | None = 
         if name.endswith(".py") and any(since < mark[1] <= time.time_ns() for mark in taken[name].values()):
             raise TransientError(f"{name}: was changed while the stage started; run `dvc repro` again")
     digests = {name: digest(Path(name)) for name in declaration.deps}
-    return Inputs(sections, digests, {name: digest(Path(name)) for name in sources}, taken)
+    of_params = {name: mark for name, mark in marks(PARAMS).items() if max(mark[1:3]) < since}
+    return Inputs(sections, digests, {name: digest(Path(name)) for name in sources}, taken, of_params)
 
 
 def fingerprint(params: Any, inputs: Inputs) -> str:

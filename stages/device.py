@@ -5,12 +5,14 @@ share its memory and halve each other's speed. So a training takes a file lock, 
 anything there, and keeps it until its process ends, however that happens. One that has to wait says for whom. Where
 there are several GPUs it takes a free one; a training by several processes takes one for each.
 
-The locks lie in WORDMILL_LOCKS, or in `wordmill-<user id>` in the folder for temporary files.
+The locks lie in WORDMILL_LOCKS, or in `wordmill-<user id>` in the folder for temporary files. Others may write to that
+folder, so ours is used only if it is a folder of this user's that nobody else can write to.
 """
 
 import contextlib
 import json
 import os
+import stat
 import tempfile
 import time
 from datetime import datetime
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
+
+from llm.errors import WordmillError
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +38,6 @@ def hold(stage: str, device: "torch.device", count: int = 1) -> list["torch.devi
     need more than one never wait for each other.
     """
     folder = locks()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     candidates = _alike(device)
     names = {identity(each): each for each in candidates}
     mine = [each for name, each in names.items() if folder / f"{name}.lock" in _held]
@@ -51,7 +54,7 @@ def hold(stage: str, device: "torch.device", count: int = 1) -> list["torch.devi
     for name, lock in taken.items():
         _held[folder / f"{name}.lock"] = lock
         holder = {"pid": os.getpid(), "stage": stage, "folder": str(Path.cwd()), "since": since}
-        (folder / f"{name}.json").write_text(json.dumps(holder))
+        _replace(folder / f"{name}.json", json.dumps(holder))
     return [names[name] for name in taken]
 
 
@@ -94,11 +97,33 @@ def _alike(device: "torch.device") -> list["torch.device"]:
 
 
 def locks() -> Path:
-    """The folder of the locks."""
+    """The folder of the locks, made if need be. Raises WordmillError if others could tamper with it."""
     if given := os.environ.get("WORDMILL_LOCKS"):
-        return Path(given)
+        folder = Path(given)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
     user = str(os.getuid()) if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"wordmill-{user}"
+    folder = Path(tempfile.gettempdir()) / f"wordmill-{user}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    others = stat.S_IWGRP | stat.S_IWOTH
+    if not stat.S_ISDIR(found.st_mode) or (hasattr(os, "getuid") and found.st_uid != os.getuid()):
+        what = "is not a folder of this user's"
+    elif found.st_mode & others:
+        what = "can be written to by others"
+    else:
+        return folder
+    raise WordmillError(f"{folder}: {what}; remove it, or name another folder by WORDMILL_LOCKS")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file under a new name and put it in place: a link that stands there is not followed."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
 
 
 def identity(device: "torch.device") -> str:

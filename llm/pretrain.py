@@ -64,7 +64,7 @@ class PretrainConfig:
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     recompute_activations: bool  # less memory for a third more work: `llm.model.transformer`
-    packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    packing: Literal["windows", "documents", "documents_once"]  # how text falls into sequences: llm/batches.py
     mask_documents: bool  # documents in one sequence do not see each other
     optimizer: Literal["adamw", "adamw_reference", "muon"]
     lr: float  # peak learning rate

@@ -69,6 +69,7 @@ def run(params: Params, stage: Stage) -> None:
     shared = f", shared by {config.processes} processes: {config.parallel}" if several else ""
     print(f"{sum(rows.values()):,} parameters on {compute}{chosen}{shared}", flush=True)
     print(parameter_table(params.model, tokenizer.vocab_size), flush=True)
+    print(repeats(batches, config.packing), flush=True)
     stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
     stage.tags({"device": str(compute)})
     if (before_decay := last_before_decay(config)) is not None:
@@ -90,9 +91,17 @@ def run(params: Params, stage: Stage) -> None:
         "parameters": sum(rows.values()),
         "flops": flops_per_token(params.model, tokenizer.vocab_size) * config.steps * batches.tokens_per_batch,
         "epochs": config.steps / batches.batches_per_epoch,
+        "repeated_share": batches.repeated_share,
     }
     summary(records, Path("reports/pretrain.json"), extra)
     stage.artifact(OUT / "config.json", "model")
+
+
+def repeats(batches: Batches, packing: str) -> str:
+    """One line on the targets that fill sequences up."""
+    advice = "; pretrain.packing: documents_once repeats none" if packing == "documents" else ""
+    share = f"{batches.repeated_share:.1%} of an epoch's targets are repeats"
+    return f"{share} that fill sequences of {batches.block_size} tokens (packing: {packing}){advice}"
 
 
 def trained(

@@ -61,6 +61,45 @@ def test_one_process_may_train_twice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert device.identity(torch.device("mps")) == "mps"
 
 
+def test_a_folder_that_another_user_has_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORDMILL_LOCKS")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = tmp_path / f"wordmill-{os.getuid()}"
+    assert device.locks() == own
+    assert own.stat().st_mode & 0o777 == 0o700
+
+    own.chmod(0o777)
+    with pytest.raises(WordmillError, match="can be written to by others; remove it, or name another"):
+        device.locks()
+    own.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    own.symlink_to(elsewhere)
+    with pytest.raises(WordmillError, match="is not a folder of this user's"):
+        device.locks()
+    own.unlink()
+    own.write_text("a file")
+    with pytest.raises(WordmillError, match="is not a folder of this user's"):
+        device.locks()
+    own.unlink()
+    own.mkdir(mode=0o700)
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    own.rename(tmp_path / "wordmill-12345")
+    with pytest.raises(WordmillError, match="is not a folder of this user's"):
+        device.locks()
+
+
+def test_a_link_in_the_folder_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORDMILL_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setattr(device, "_held", {})
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (device.locks() / "mps.json").symlink_to(precious)
+    device.hold("pretrain", torch.device("mps"))
+    assert precious.read_text() == "kept"
+    assert '"stage": "pretrain"' in (device.locks() / "mps.json").read_text()
+
+
 def test_a_training_takes_a_free_gpu_and_several_take_all_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,42 +142,3 @@ def test_a_gpu_without_its_package_is_told(tmp_path: Path, monkeypatch: pytest.M
     assert system_metrics.missing_package().endswith("pip install -e '.[gpu]'")
     monkeypatch.setattr(system_metrics, "find_spec", lambda name: "there")
     assert system_metrics.missing_package() == ""
-
-
-def test_a_folder_that_another_user_has_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORDMILL_LOCKS")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    own = tmp_path / f"wordmill-{os.getuid()}"
-    assert device.locks() == own
-    assert own.stat().st_mode & 0o777 == 0o700
-
-    own.chmod(0o777)
-    with pytest.raises(WordmillError, match="can be written to by others; remove it, or name another"):
-        device.locks()
-    own.rmdir()
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    own.symlink_to(elsewhere)
-    with pytest.raises(WordmillError, match="is not a folder of this user's"):
-        device.locks()
-    own.unlink()
-    own.write_text("a file")
-    with pytest.raises(WordmillError, match="is not a folder of this user's"):
-        device.locks()
-    own.unlink()
-    own.mkdir(mode=0o700)
-    monkeypatch.setattr("os.getuid", lambda: 12345)
-    own.rename(tmp_path / "wordmill-12345")
-    with pytest.raises(WordmillError, match="is not a folder of this user's"):
-        device.locks()
-
-
-def test_a_link_in_the_folder_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORDMILL_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(device, "_held", {})
-    precious = tmp_path / "precious"
-    precious.write_text("kept")
-    (device.locks() / "mps.json").symlink_to(precious)
-    device.hold("pretrain", torch.device("mps"))
-    assert precious.read_text() == "kept"
-    assert '"stage": "pretrain"' in (device.locks() / "mps.json").read_text()

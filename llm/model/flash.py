@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from llm.errors import WordmillError
+from llm.model.config import WIDEST_FLASH_HEAD
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

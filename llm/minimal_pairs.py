@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llm.compute import Compute
-from llm.corpus.config import kind
+from llm.corpus.config import PAIRS, kind
 from llm.corpus.files import Row, find, read_rows
 from llm.errors import WordmillError
 from llm.evaluate import bracketed, windows
@@ -38,7 +38,7 @@ def read_minimal_pairs(paths: tuple[str, ...], scratch: Path) -> list[MinimalPai
         if not path.is_file():
             raise WordmillError(f"evaluate.minimal_pairs: {path}: not found")
         suffix = (kind(path.name) or ("", ""))[0]
-        if suffix in ("", ".txt"):
+        if suffix not in PAIRS:
             raise WordmillError(
                 f"evaluate.minimal_pairs: {path}: the name must end in .jsonl, .json or .parquet, perhaps packed"
             )

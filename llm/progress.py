@@ -41,7 +41,11 @@ class Progress(Generic[T]):
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total, desc=self.label, unit=unit if unit == "B" else f" {unit}", unit_scale=True, dynamic_ncols=True
+                total=total,
+                desc=self.label,
+                unit=unit if unit == "B" else f" {unit}",
+                unit_scale=True,
+                dynamic_ncols=True,
             )
 
     def update(self, n: int = 1) -> None:

@@ -136,7 +136,7 @@ def _document(row: Row, source: str, field: str) -> Document | BadRow:
 def read_rows(path: Path, scratch: Path, field: str = "") -> Iterator[Row]:
     """The records of a file of records, packed or not; of Parquet, only the column that holds `field`, or all if that
     is empty. Raises WordmillError naming the file and the place in it."""
-    return good_rows(records(local_file(path), scratch, field, CorpusConfig.max_document_bytes))
+    return good_rows(records(local_file(path), scratch, field, min(CorpusConfig.max_document_bytes, MAX_DOCUMENT)))
 
 
 def good_rows(rows: Iterator[Row | BadRow]) -> Iterator[Row]:

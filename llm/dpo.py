@@ -13,6 +13,7 @@ Like `llm.pretrain`, the loop is a generator of records, and resumes to the same
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from llm import checkpoint
 from llm.compute import Compute, keep_freed_memory
+from llm.devices import memory_for
 from llm.dpo_losses import LossName, preference_loss
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
 from llm.optim.adamw import adamw
-from llm.optim.guard import Guard
+from llm.optim.guard import Guard, apply
 from llm.optim.schedules import cosine
 from llm.pair_scoring import Scope, ScopeName
 from llm.training_state import Record, best, restore, save, saved_tensors
@@ -36,6 +38,8 @@ CHECKPOINTS_KEPT = 2  # the newest, besides the best
 @dataclass(frozen=True)
 class DPOConfig:
     """Raises ConfigError."""
+
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("checkpoint_every",)  # on any byte of the outputs
 
     scope: ScopeName  # score the whole answers, or only the token in which they part (`llm.pair_scoring`)
     loss: LossName  # `llm.dpo_losses.LOSSES`
@@ -106,6 +110,19 @@ def dpo(
 
     `train` and `held_out` are pairs in the configured scope (`llm.pair_scoring.SCOPES`). Raises WordmillError.
     """
+    with memory_for(f"DPO on {compute.device} with dpo.batch_size {config.batch_size}", "lower dpo.batch_size"):
+        yield from _dpo(policy, train, held_out, config, compute, checkpoints, stopping)
+
+
+def _dpo(
+    policy: Transformer,
+    train: Scope,
+    held_out: Scope,
+    config: DPOConfig,
+    compute: Compute,
+    checkpoints: Path,
+    stopping: Callable[[], bool],
+) -> Iterator[Record]:
     if len(train) < config.batch_size:
         raise WordmillError(
             f"dpo.batch_size: {config.batch_size} is more than the {len(train)} training texts; "
@@ -132,7 +149,7 @@ def dpo(
     with checkpoint.Writer(checkpoints, CHECKPOINTS_KEPT) as writer:
         for step in range(start, steps):
             done = step + 1
-            lr = cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
+            lr = cosine(step, steps, min(config.warmup_steps, steps - 1), config.lr, config.final_lr_share)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
@@ -148,8 +165,7 @@ def dpo(
             guard.scaled(loss).backward()
             guard.unscale(policy)
             grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
-            optimizer.found_inf = guard.judge(step, loss.detach(), grad_norm)  # type: ignore[attr-defined]
-            optimizer.step()
+            apply(optimizer, guard.judge(step, loss.detach(), grad_norm))
             optimizer.zero_grad()
 
             logging = done % config.log_every == 0 or done == steps

@@ -17,11 +17,11 @@ Several processes that share each batch (llm/parallel.py) run this same loop sid
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import psutil
@@ -33,17 +33,20 @@ from llm import checkpoint, nonfinite
 from llm.batches import ahead
 from llm.compiling import trial
 from llm.compute import Compute, keep_freed_memory
+from llm.devices import memory_for
 from llm.errors import ConfigError, WordmillError
-from llm.gradients import Batch, backward
+from llm.gradients import Batch, backward, needs_places
+from llm.model.attention import check_attention
 from llm.model.counts import flops_per_token
 from llm.model.transformer import Transformer
-from llm.optim.guard import Guard
+from llm.optim.guard import Guard, apply
 from llm.optim.optimizers import OPTIMIZERS, Settings
-from llm.optim.schedules import SCHEDULES
+from llm.optim.schedules import SCHEDULES, decay_steps
 from llm.parallel import Kind, Parallel, whole
 from llm.training_state import Record, best, restore, save, saved_tensors
 
 ALONE = Parallel()
+ELEMENTWISE = ("adamw", "adamw_reference")  # optimizers that need no weight whole
 OF_A_RUN = ("optimizer", "batch_size", "seed", "packing")  # what a checkpoint's state has a meaning for
 
 
@@ -51,13 +54,16 @@ OF_A_RUN = ("optimizer", "batch_size", "seed", "packing")  # what a checkpoint's
 class PretrainConfig:
     """Raises ConfigError."""
 
+    # No byte of the outputs depends on these: a stopped run is taken up again after a change of them.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("sample_every", "checkpoint_every", "checkpoints_kept")
+
     start_from: str  # a model folder whose weights to begin with; empty: weights drawn at random
     continue_from: str  # a folder of checkpoints whose newest to go on from, of a run of other settings; empty: none
     steps: int  # optimizer steps; 0 takes the weights of `start_from` as they are
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     recompute_activations: bool  # less memory for a third more work: `llm.model.transformer`
-    packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    packing: Literal["windows", "documents", "documents_once"]  # how text falls into sequences: llm/batches.py
     mask_documents: bool  # documents in one sequence do not see each other
     optimizer: Literal["adamw", "adamw_reference", "muon"]
     lr: float  # peak learning rate
@@ -114,8 +120,10 @@ class PretrainConfig:
                 f"{self.batch_size}; lower micro_batch_size, or make batch_size a multiple of "
                 f"{self.processes * self.micro_batch_size}",
             )
-        if self.parallel == "fsdp2" and self.optimizer == "muon":
-            raise ConfigError("parallel", "fsdp2 shards the matrices that muon needs whole; use ddp, or adamw")
+        if self.parallel == "fsdp2" and self.optimizer not in ELEMENTWISE:
+            raise ConfigError(
+                "parallel", f"fsdp2 shards the matrices that {self.optimizer} needs whole; use ddp, or adamw"
+            )
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
         if not 0 < self.decay_share <= 1:
@@ -147,15 +155,41 @@ def pretrain(
     checkpoints: Path,
     stopping: Callable[[], bool] = lambda: False,
     parallel: Parallel = ALONE,
+    origin: Mapping[str, Any] | None = None,
 ) -> Iterator[Record]:
     """Train `model` in place, or go on from the newest checkpoint under `checkpoints`.
+
+    `origin` says, beside the model's settings, of what a checkpoint is (tokenizer, shards); one of another origin is
+    refused.
 
     Once `stopping` says so, the step at hand is finished, a checkpoint written, and the records end. `evaluate` and
     `sample` see the model in the middle of training and must not draw from torch's global generators.
 
     Of several processes each calls it with its own share of the batches, and gets the same records. The first one alone
     evaluates, samples, writes checkpoints, and is asked whether to stop.
+
+    Raises WordmillError, with what to change, where memory runs out.
     """
+    advice = "lower pretrain.micro_batch_size, or set pretrain.recompute_activations: true"
+    with memory_for(
+        f"pretraining on {compute.device} with pretrain.micro_batch_size {config.micro_batch_size}", advice
+    ):
+        yield from _pretrain(model, batches, config, compute, evaluate, sample, checkpoints, stopping, parallel, origin)
+
+
+def _pretrain(
+    model: Transformer,
+    batches: BatchSource,
+    config: PretrainConfig,
+    compute: Compute,
+    evaluate: Callable[[Transformer], dict[str, float]],
+    sample: Callable[[Transformer], str],
+    checkpoints: Path,
+    stopping: Callable[[], bool],
+    parallel: Parallel,
+    origin: Mapping[str, Any] | None,
+) -> Iterator[Record]:
+    check_attention(model.config, compute.device)
     keep_freed_memory()
     model.to(compute.device).train()
     model.recompute = config.recompute_activations
@@ -170,9 +204,10 @@ def pretrain(
     optimizer = OPTIMIZERS[config.optimizer](model, settings)
     guard = Guard(compute.device, config.max_skips if config.on_nonfinite == "skip" else 0, compute.scales_loss)
     lasting = {name: getattr(config, name) for name in OF_A_RUN}
+    origin = {**_of_model(model), **(origin or {})}
     start, records = restore(model, optimizer, checkpoints, guard.state, lasting)
     if start == 0 and config.continue_from:
-        start, records = restore(model, optimizer, Path(config.continue_from), guard.state, lasting)
+        start, records = restore(model, optimizer, Path(config.continue_from), guard.state, lasting, origin)
         if not 0 < start < config.steps:
             raise WordmillError(
                 f"pretrain.continue_from: {config.continue_from} "
@@ -184,10 +219,11 @@ def pretrain(
         figures = parallel.on_first(model, evaluate)
         yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in figures.items()})
         return
-    load = partial(_batch, batches, config, compute, parallel.rank)
-    if compute.config.compile and start < config.steps:
+    load = partial(_batch, batches, config, compute, parallel.rank, placed=needs_places(model))
+    if compute.config.compile and parallel.kind == "none" and start < config.steps:
         trial(model, hidden, load(start), config.micro_batch_size, config.steps - start, compute, guard)
     flops_per_step = 0
+    before_decay = last_before_decay(config)
     peak = compute.measure_peak() * parallel.world
     watch = _Stopwatch()
     with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
@@ -197,7 +233,7 @@ def pretrain(
             logging = done % config.log_every == 0 or last or done == 1
             evaluating = done % config.eval_every == 0 or last
             sampling = done % config.sample_every == 0 or last
-            regular = done % config.checkpoint_every == 0 or last
+            regular = done % config.checkpoint_every == 0 or last or done == before_decay
             lr = learning_rate(config, step, config.lr)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, group["peak"])
@@ -209,8 +245,7 @@ def pretrain(
             guard.unscale(model)
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip))
             before = [w.detach().clone() for w in model.parameters()] if logging else []
-            optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
-            optimizer.step()
+            apply(optimizer, guard.judge(step, loss, grad_norm))
             optimizer.zero_grad()
             tokens = batch.inputs.numel() * parallel.world
             flops_per_step = flops_per_token(model.config, model.vocab_size) * tokens
@@ -263,7 +298,8 @@ def pretrain(
                 with watch.paused():
                     tensors = parallel.gathered(saved_tensors(model, optimizer, guard.state))
                     if parallel.rank == 0:
-                        save(writer, done, tensors, records, "val_loss", lasting)
+                        kept = () if before_decay is None else (before_decay,)
+                        save(writer, done, tensors, records, "val_loss", lasting, origin, kept)
             if stop:
                 return
 
@@ -274,7 +310,25 @@ def learning_rate(config: PretrainConfig, step: int, peak: float) -> float:
     return schedule(step, config.steps, config.warmup_steps, peak, config.final_lr_share, config.decay_share)
 
 
-def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int) -> Batch:
+def last_before_decay(config: PretrainConfig) -> int | None:
+    """wsd: the finished steps after which the rate begins to fall, whose checkpoint a longer run can go on from."""
+    if config.schedule != "wsd":
+        return None
+    return config.steps - decay_steps(config.steps, config.warmup_steps, config.decay_share)
+
+
+def _of_model(model: Transformer) -> dict[str, Any]:
+    """The model's settings that a checkpoint has a meaning with; how attention is computed and dropout are free."""
+    free = {"attention", "dropout"} | (set() if model.config.position == "rope" else {"rope_theta"})
+    known = {name: value for name, value in asdict(model.config).items() if name not in free}
+    return {f"model.{name}": value for name, value in {**known, "vocab_size": model.vocab_size}.items()}
+
+
+def _batch(
+    batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int, placed: bool = False
+) -> Batch:
+    compute.use_in_thread()  # it is called in another one
+
     def put(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
         if compute.device.type == "cuda":  # from pinned memory the copy goes on beside the computation
@@ -282,8 +336,10 @@ def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank:
         return tensor.to(compute.device, non_blocking=True)
 
     x, y = map(put, batches.batch(step))
-    documents = put(batches.positions(step)[0]) if config.mask_documents else None
-    return Batch(step, x, y, documents, first=rank * len(x))
+    if not config.mask_documents:
+        return Batch(step, x, y, first=rank * len(x))
+    documents, places = batches.positions(step)
+    return Batch(step, x, y, put(documents), put(places) if placed else None, rank * len(x))
 
 
 class _Stopwatch:
@@ -327,5 +383,5 @@ def _entropy(head: Tensor, states: Tensor) -> float:
 
 def _memory(compute: Compute) -> int:
     if compute.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(compute.device)
     return psutil.Process().memory_info().rss

@@ -54,6 +54,7 @@ def build(config: CorpusConfig, folder: Path, scratch: Path, save_seconds: float
     corpus.resume([unit.name for unit in source.units])
     _fill(corpus, source, save_seconds)
     _tell_left_out(corpus)
+    _tell_limit(corpus, source)
     corpus.finish()
     manifest = corpus.manifest(source)
     _publish(corpus, manifest, folder)
@@ -88,6 +89,19 @@ def _tell_left_out(corpus: "_Corpus") -> None:
         say(f"corpus: {rows:,} rows could not be read and are left out; the first {len(first)}:")
         for line in first:
             say(f"  {line}")
+
+
+def _tell_limit(corpus: "_Corpus", source: Source) -> None:
+    """Say what a limit leaves unread."""
+    read, units = len(corpus.units), len(source.units)
+    if read < units:
+        place = source.units[read].name.split(" ")[0]
+        config = corpus.config
+        limit = "documents" if corpus.kept == config.documents > 0 else "max_bytes"
+        say(
+            f"corpus.{limit}: {getattr(config, limit):,} is reached in part {read + 1} of {units} ({place}); "
+            f"the rest of it and {units - read - 1} further parts are not read"
+        )
 
 
 class _Corpus:
@@ -312,6 +326,7 @@ class _Corpus:
             "settings": settings,
             "revision": source.revision,
             "licence": source.licence,
+            **({"downloads": source.downloads} if source.downloads else {}),
             "digest": whole.hexdigest()[:16],
             "split_by": self.split_by,
             **{name: sum(total[name] for total in self.totals.values()) for name in self.totals["train"]},

@@ -17,6 +17,7 @@ KINDS = (*PLAIN, *RECORDS)  # what a file may hold
 PACKINGS = (".gz", ".zst", ".bz2", ".xz")  # what may be around it
 MAX_DOCUMENT = 1 << 28  # bytes of one document or record, unless set otherwise
 MAX_DOWNLOAD = 100_000_000_000  # bytes of one downloaded file, unless set otherwise
+UNVERIFIED = "unverified"  # in the place of a SHA-256: what comes is taken as it is, and its digest is recorded
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class CorpusConfig:
     max_document_bytes: int = MAX_DOCUMENT  # a longer document or record is a bad row
     bad_rows: Literal["error", "skip"] = "error"  # skip: leave out rows that cannot be read, count and show them
     urls: tuple[str, ...] = ()  # url: what to download, http or https
-    sha256: tuple[str, ...] = ()  # url: one for each of `urls`
+    sha256: tuple[str, ...] = ()  # url: one for each of `urls`, or UNVERIFIED
     max_download_bytes: int = MAX_DOWNLOAD  # url: a longer file is refused; 0 = no limit
     dataset: str = ""  # hub: owner/name, or a local folder in the hub's layout (starts with / or .)
     dataset_config: str = ""  # hub: subset, such as sample-10BT; empty = the data set's default
@@ -84,8 +85,8 @@ class CorpusConfig:
         if len(self.sha256) != len(self.urls):
             raise ConfigError("sha256", f"{len(self.sha256)} given for {len(self.urls)} urls; each needs one")
         for digest in self.sha256:
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ConfigError("sha256", f"{digest!r} is not 64 lower-case hex digits")
+            if digest != UNVERIFIED and not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ConfigError("sha256", f"{digest!r} is not 64 lower-case hex digits, nor {UNVERIFIED}")
 
     def _check_hub(self) -> None:
         if not self.dataset:

@@ -10,8 +10,6 @@ what stands between a `separator`. A file that is not UTF-8 text is refused (`ut
 malformed becomes U+FFFD and is counted.
 """
 
-import glob
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ from llm.corpus.tables import DELIMITERS, table_rows
 from llm.corpus.unpack import unpacked
 from llm.corpus.utf8 import Utf8Check
 from llm.errors import WordmillError
+from llm.file_patterns import match, no_file
 from llm.progress import say
 
 CHUNK = 1 << 20  # bytes read at a time
@@ -42,7 +41,7 @@ class Unit(NamedTuple):
 
 def units(config: CorpusConfig, scratch: Path) -> list[Unit]:
     """A unit for each file that `config.paths` names. Raises WordmillError."""
-    return [file_unit(path, source_name(path), config, scratch) for path in find(config.paths)]
+    return [file_unit(path, source_name(path), config, scratch) for path in find(config.paths, folders=True)]
 
 
 def file_unit(path: Path, source: str, config: CorpusConfig, scratch: Path) -> Unit:
@@ -55,21 +54,22 @@ def file_unit(path: Path, source: str, config: CorpusConfig, scratch: Path) -> U
     return Unit(f"{source} {stat.st_size} {stat.st_mtime_ns}", lambda: read(path, source, config, scratch))
 
 
-def find(patterns: tuple[str, ...], key: str = "corpus.paths") -> list[Path]:
-    """The files that paths, folders and globs name, in order, each once. Raises WordmillError, which names `key`."""
+def find(patterns: tuple[str, ...], key: str = "corpus.paths", folders: bool = False) -> list[Path]:
+    """The files that paths and globs name, in order, each once; with `folders`, those in a folder that is named too.
+
+    Raises WordmillError, which names `key`.
+    """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        if Path(pattern).is_dir():
-            matches = _in_folder(Path(pattern), key)
-        elif Path(pattern).exists() or not re.search(r"[*?\[]", pattern):
-            matches = [Path(pattern)]
-        else:
-            # pathlib's own globbing takes no absolute pattern
-            names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-            matches = [path for path in map(Path, names) if path.is_file()]
-            if not matches:
-                raise WordmillError(f"{key}: {pattern}: no file matches (seen from {Path.cwd().name}/)")
-        found.update(dict.fromkeys(matches))
+        matches = match(pattern)
+        if not matches.paths:
+            raise WordmillError(f"{key}: {pattern}: no file matches (seen from {Path.cwd().name}/)")
+        if line := matches.left_out_line(pattern):
+            say(f"{key}: {line}")
+        for path in matches.paths:
+            if kind_of := no_file(path):
+                raise WordmillError(f"{key}: {path}: is {kind_of}; name a file")
+            found.update(dict.fromkeys(_in_folder(path, key) if folders and path.is_dir() else [path]))
     return list(found)
 
 

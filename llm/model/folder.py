@@ -21,7 +21,8 @@ from torch import Tensor
 
 from llm.errors import ConfigError, WordmillError
 from llm.model.config import AttentionKind
-from llm.model.layouts import LAYOUTS, Layout, layout_of
+from llm.model.exact import unknown_part
+from llm.model.layouts import LAYOUTS, Layout, layout_for
 from llm.model.transformer import Transformer
 from llm.tokenizer.tokenizer import files
 
@@ -33,7 +34,7 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     for name in files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
-    name = layout_of(model.config)
+    name = layout_for(model)
     config = {
         "model_type": name,
         "vocab_size": model.vocab_size,
@@ -63,6 +64,8 @@ def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
         raise WordmillError(f"{folder}: damaged ({error}); `dvc checkout` brings it back") from None
     except ConfigError as error:
         raise WordmillError(f"{folder}/config.json: {error}") from None
+    if layout is not LAYOUTS["wordmill"] and (part := unknown_part(model)):
+        raise WordmillError(f"{folder}: a {settings['model_type']} model cannot be read into {part}")
     views = layout.views(model)
     with torch.no_grad():
         for name, view in views.items():
@@ -84,7 +87,7 @@ def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
 def fingerprint(model: Transformer) -> str:
     """SHA-256 over all weights: equal exactly when every bit is."""
     whole = hashlib.sha256()
-    for name, weight in sorted(LAYOUTS[layout_of(model.config)].views(model).items()):
+    for name, weight in sorted(LAYOUTS[layout_for(model)].views(model).items()):
         whole.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()
 

@@ -4,7 +4,9 @@
 - `qwen3`: the same without biases, with normed queries and keys. Qwen3ForCausalLM.
 - `gpt2`: learned or sinusoidal positions, layernorm, gelu, relu or relu2, biases, as many key-value heads as query
   heads. GPT2LMHeadModel. Matrices are transposed there, (in, out), and sinusoids take the place of learned positions.
-- `wordmill`: any other mixture, under our own names. `transformers` has no class for it.
+- `wordmill`: any other mixture, under our own names. `transformers` has no class for it. So is a model of which a part
+  is not exactly what its name stands for (`llm.model.exact`), and one whose attention has another formula: its name is
+  then in the folder, too.
 
 A layout is two tables. One names the weights, as views into ours (fused matrices in their parts), so it serves saving
 and loading alike. The other translates the configuration; from a foreign folder it takes what it understands and
@@ -18,7 +20,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from torch import Tensor
 
 from llm.errors import ConfigError
+from llm.model.attention import ATTENTIONS
 from llm.model.config import AttentionKind, ModelConfig
+from llm.model.exact import same_formula, unknown_part
 from llm.model.transformer import Transformer
 
 Settings = dict[str, Any]  # of config.json
@@ -36,8 +40,15 @@ class Layout:
 
 
 def layout_of(config: ModelConfig) -> str:
-    """The name of the first layout that can express `config`."""
+    """The name of the first layout that can express `config`, if each part is what its name stands for."""
+    if not same_formula(config.attention):
+        return "wordmill"
     return next(name for name, layout in LAYOUTS.items() if layout.fits(config))
+
+
+def layout_for(model: Transformer) -> str:
+    """The name of the first layout that can express `model`."""
+    return layout_of(model.config) if unknown_part(model) is None else "wordmill"
 
 
 def _own_views(model: Transformer) -> dict[str, Tensor]:
@@ -45,7 +56,8 @@ def _own_views(model: Transformer) -> dict[str, Tensor]:
 
 
 def _own_settings(config: ModelConfig) -> Settings:
-    return {key: value for key, value in asdict(config).items() if key not in NOT_OF_THE_MODEL}
+    left_out = NOT_OF_THE_MODEL if same_formula(config.attention) else ("dropout",)
+    return {key: value for key, value in asdict(config).items() if key not in left_out}
 
 
 def _own_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
@@ -55,6 +67,9 @@ def _own_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
             values[name] = _read(settings, name, str if get_args(kind) else kind)
             if get_args(kind):
                 _only(settings, name, *get_args(kind), default=None)
+    if "attention" in settings:  # of another formula than the others, so that none may take its place
+        _only(settings, "attention", *ATTENTIONS, default=None)
+        attention = settings["attention"]
     return ModelConfig(**values, attention=attention, dropout=0.0)
 
 

@@ -39,6 +39,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llm.errors import ConfigError, WordmillError
+from llm.limits import check_limits
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
 MAGIC = b"WMSHARD\0"
@@ -66,6 +67,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if self.tokens_per_shard < 1:
             raise ConfigError("tokens_per_shard", f"{self.tokens_per_shard} is below 1; 10000000 is usual")
+        check_limits(self, {"tokens_per_shard": (1, 1 << 40)})
 
 
 @dataclass(frozen=True)

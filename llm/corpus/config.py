@@ -7,6 +7,7 @@ from typing import Literal
 
 from llm.corpus import addresses
 from llm.errors import ConfigError
+from llm.limits import SEED, check_limits
 
 PLAIN = (".txt", ".md")  # files of text
 LINES = (".jsonl", ".ndjson")  # files of records
@@ -17,6 +18,8 @@ KINDS = (*PLAIN, *RECORDS)  # what a file may hold
 PACKINGS = (".gz", ".zst", ".bz2", ".xz")  # what may be around it
 MAX_DOCUMENT = 1 << 28  # bytes of one document or record, unless set otherwise
 MAX_DOWNLOAD = 100_000_000_000  # bytes of one downloaded file, unless set otherwise
+MOST_STORIES = 1_000_000_000
+LIMITS = {"documents": (0, 1_000_000_000_000), "seed": SEED}
 UNVERIFIED = "unverified"  # in the place of a SHA-256: what comes is taken as it is, and its digest is recorded
 
 
@@ -52,6 +55,7 @@ class CorpusConfig:
             raise ConfigError(
                 "max_document_bytes", f"{self.max_document_bytes} is outside [1, {1 << 30}]; {MAX_DOCUMENT} is usual"
             )
+        check_limits(self, LIMITS)
         for name in ("val_share", "test_share"):
             if not 0 < getattr(self, name) <= 0.4:
                 raise ConfigError(name, f"{getattr(self, name)} is outside (0, 0.4]; 0.05 is usual")
@@ -64,6 +68,8 @@ class CorpusConfig:
             )
         if self.source == "stories" and not self.documents:
             raise ConfigError("documents", "0 stories; the generator has no end, so give a number, such as 30000")
+        if self.source == "stories" and self.documents > MOST_STORIES:
+            raise ConfigError("documents", f"{self.documents} is more than {MOST_STORIES:,}, the most for stories")
         if self.source == "files" and not self.paths:
             raise ConfigError("paths", "empty; name the files of the corpus, such as [data/raw/*.txt]")
         if self.source == "url":

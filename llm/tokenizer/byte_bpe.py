@@ -20,7 +20,9 @@ from llm.tokenizer.huggingface import Definition, Pair
 from llm.tokenizer.tokenizer import Tokenizer, valid_utf8, write_files
 
 # tiktoken's pattern engine gives up (with a panic) on about a million characters of white space in a row.
-LONG_SPACE = regex.compile(r"\s{100000}")
+LONG_SPACE = 100_000
+# In linear time: the first part fails after a hundred characters at most, the second gives nothing back.
+WHITE_SPACE = regex.compile(r"\s{100}\s*+")
 ANYTHING = r"(?s:.+)"
 
 
@@ -72,7 +74,7 @@ class ByteBPE(Tokenizer):
         encoded = valid_utf8(text)
         if not self.definition.merges:
             return self._byte_ids[np.frombuffer(encoded, np.uint8)]
-        if LONG_SPACE.search(text):
+        if _has_long_space(text):
             return np.array(self._encode_words(text), np.uint32)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
@@ -102,3 +104,9 @@ class ByteBPE(Tokenizer):
     def encode_word(self, word: str) -> list[int]:
         """The ids of what is one word, of any length."""
         return self._whole_words.encode_ordinary(word)
+
+
+def _has_long_space(text: str) -> bool:
+    if len(text) < LONG_SPACE:
+        return False
+    return any(match.end() - match.start() >= LONG_SPACE for match in WHITE_SPACE.finditer(text))

@@ -96,15 +96,15 @@ def test_store_that_never_answers_is_given_up(folder: Path, monkeypatch: pytest.
         began = time.monotonic()
         with Tracker("dpo", {}, {}, "k") as tracker:
             tracker.metrics({"loss": 1.0})
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60  # the stage's patience
         assert [event["kind"] for event in kept()] == ["start", "metrics", "end"]
         # The next one does not wait so long again.
-        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
         monkeypatch.setattr(tracking, "AFTER_FAILURE", 0.5)
         began = time.monotonic()
         with Tracker("samples", {}, {}, "k"):
             pass
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
 
 
 def test_a_delivery_that_hangs_stops_nobody(

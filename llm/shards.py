@@ -35,6 +35,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from llm.errors import ConfigError, WordmillError
+from llm.limits import check_limits
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
 MAGIC = b"WMSHARD\0"
@@ -58,6 +59,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if self.tokens_per_shard < 1:
             raise ConfigError("tokens_per_shard", f"{self.tokens_per_shard} is below 1; 10000000 is usual")
+        check_limits(self, {"tokens_per_shard": (1, 1 << 40)})
 
 
 @dataclass(frozen=True)

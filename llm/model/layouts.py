@@ -13,17 +13,18 @@ and loading alike. The other translates the configuration; from a foreign folder
 refuses the rest by name, since a feature passed over would change the logits.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_type_hints
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from llm.errors import ConfigError
-from llm.model.attention import ATTENTIONS
 from llm.model.config import AttentionKind, ModelConfig
-from llm.model.exact import same_formula, unknown_part
-from llm.model.transformer import Transformer
+
+if TYPE_CHECKING:  # a check of params.yaml asks for a layout's name, without the seconds that torch takes to import
+    from torch import Tensor
+
+    from llm.model.transformer import Transformer
 
 Settings = dict[str, Any]  # of config.json
 NOT_OF_THE_MODEL = ("attention", "dropout")  # how it is computed and trained, not what it is
@@ -32,7 +33,7 @@ NOT_OF_THE_MODEL = ("attention", "dropout")  # how it is computed and trained, n
 @dataclass(frozen=True)
 class Layout:
     fits: Callable[[ModelConfig], bool]
-    views: Callable[[Transformer], dict[str, Tensor]]  # names to views into the model's weights
+    views: "Callable[[Transformer], dict[str, Tensor]]"  # names to views into the model's weights
     settings: Callable[[ModelConfig], Settings]
     config: Callable[[Settings, AttentionKind], ModelConfig]  # raises ConfigError
     prefix: str = ""  # what a name may lack in a folder that was saved without the head
@@ -46,12 +47,23 @@ def layout_of(config: ModelConfig) -> str:
     return next(name for name, layout in LAYOUTS.items() if layout.fits(config))
 
 
-def layout_for(model: Transformer) -> str:
+def layout_for(model: "Transformer") -> str:
     """The name of the first layout that can express `model`."""
+    from llm.model.exact import unknown_part
+
     return layout_of(model.config) if unknown_part(model) is None else "wordmill"
 
 
-def _own_views(model: Transformer) -> dict[str, Tensor]:
+def same_formula(attention: str) -> bool:
+    """As `llm.model.exact` says it. Where nothing has imported the table of attentions, nobody has changed it."""
+    if "llm.model.attention" not in sys.modules:
+        return attention in get_args(AttentionKind)
+    from llm.model import exact
+
+    return exact.same_formula(attention)
+
+
+def _own_views(model: "Transformer") -> "dict[str, Tensor]":
     return {name: weight.data for name, weight in model.named_parameters()}
 
 
@@ -67,13 +79,15 @@ def _own_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
             values[name] = _read(settings, name, str if get_args(kind) else kind)
             if get_args(kind):
                 _only(settings, name, *get_args(kind), default=None)
+    from llm.model.attention import ATTENTIONS
+
     if "attention" in settings:  # of another formula than the others, so that none may take its place
         _only(settings, "attention", *ATTENTIONS, default=None)
         attention = settings["attention"]
     return ModelConfig(**values, attention=attention, dropout=0.0)
 
 
-def _llama_views(model: Transformer) -> dict[str, Tensor]:
+def _llama_views(model: "Transformer") -> "dict[str, Tensor]":
     ours = _own_views(model)
     views = {"model.embed_tokens.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
     if not model.config.tie_head:
@@ -184,7 +198,9 @@ def _fits_gpt2(config: ModelConfig) -> bool:
     )
 
 
-def _gpt2_views(model: Transformer) -> dict[str, Tensor]:
+def _gpt2_views(model: "Transformer") -> "dict[str, Tensor]":
+    from torch import Tensor
+
     ours = _own_views(model)
     positions = model.position.weight
     assert isinstance(positions, Tensor)  # a parameter or a buffer

@@ -174,7 +174,7 @@ def select(source: Iterable[Pair], config: PreferencesConfig, account: Account) 
     kept = list(_useful(source, account))
     if config.pairs:
         kept = _sample(kept, config.pairs, account)
-    if config.source in ("files", "hub"):
+    if not all(pair.split for pair in kept):  # given pairs
         splits = split_dialogues([pair.prompt for pair in kept], config.held_out_share)
         kept = [replace(pair, split=split) for pair, split in zip(kept, splits, strict=True)]
     for pair in kept:

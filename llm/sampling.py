@@ -75,6 +75,7 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
         ordered, places = logits.sort(dim=-1, descending=True)
         shares = ordered.softmax(dim=-1)
         excluded = cumulative_sums(shares) - shares >= sampling.top_p  # what stands before it already reaches p
+        excluded[:, 0] = False  # the likeliest stays, though p may be 0 in fp32
         logits = logits.masked_fill(excluded.scatter(-1, places, excluded), float("-inf"))
     if sampling.min_p > 0:
         shares = logits.softmax(dim=-1)

@@ -15,6 +15,16 @@ from pipeline import run_commands
 
 LOCAL = "127.0.0.1"
 
+
+def spin_briefly() -> None:
+    """Have OpenMP's threads go to sleep soon after their work, some 30 µs, unless the user has set this.
+
+    By default they keep a core busy for milliseconds, which costs many times the work where other programs run. It must
+    be called before torch is imported.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 app = typer.Typer(
     help="From raw text to a preference-tuned language model. Run it in the repository root.",
     no_args_is_help=True,
@@ -192,22 +202,26 @@ def serve(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 64,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name by which clients may address the server; may be given again.")
+    ] = None,
 ) -> None:
     """Serve models as OpenAI's /v1/completions, and a page to play with."""
+    spin_briefly()
     from pipeline.options import compute_config
-    from pipeline.serve.app import Limits
+    from pipeline.serve.limits import Limits
     from pipeline.serve.server import DEFAULT, load
     from pipeline.serve.server import serve as answer
 
     config = compute_config(device, precision, threads)
-    answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting))
+    answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting), name or [])
 
 
 @app.command()
 def generate(
     prompt: Annotated[list[str] | None, typer.Argument(help="Texts to continue.")] = None,
     model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/dpo"),
-    file: Annotated[Path | None, typer.Option(help="A prompt a line; - or nothing is standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A prompt a line; - is standard input.")] = None,
     whole: Annotated[bool, typer.Option("--whole", help="The file is one prompt, line ends and all.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens, at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
@@ -227,7 +241,8 @@ def generate(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
-    """Continue texts with a model; on a terminal, as they are written."""
+    """Continue texts with a model; on a terminal, as they are written, and without a prompt, line by line."""
+    spin_briefly()
     from llm.sampling import Sampling
     from llm.streaming import Wanted
     from pipeline import generate as generating
@@ -243,8 +258,7 @@ def generate(
     except ConfigError as error:
         raise WordmillError(f"--{error.field.replace('_', '-')}: {error.problem}") from None
     wanted = Wanted(max_tokens, sampling, stop or [], logprobs, "slide" if slide else "stop")
-    texts = generating.prompts(prompt or [], file, whole, sys.stdin)
-    generating.generate(model, texts, count, seed, wanted, config, as_json)
+    generating.generate(model, prompt or [], file, whole, count, seed, wanted, config, as_json)
 
 
 run_commands.add_to(app)

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from llm import machine, minimal_pair_files
+from llm.corpus.addresses import fill
 from llm.corpus.config import CorpusConfig, kind
 from llm.corpus.files import file_unit, find, read_rows
 from llm.errors import ConfigError, WordmillError
@@ -47,9 +48,12 @@ LOADED_BYTES = 4
 def corpus_files(given: Schema) -> None:
     if given.corpus.source == "files":
         with _named("corpus.paths"):
-            for path in find(given.corpus.paths):
+            for path in find(given.corpus.paths, folders=True):
                 file_unit(path, path.name, given.corpus, Path())
                 _open(path)
+    if given.corpus.source == "url":
+        for url in given.corpus.urls:
+            fill(url)  # the environment variables that it names
 
 
 def corpus_folder(given: Schema) -> None:

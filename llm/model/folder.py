@@ -2,7 +2,7 @@
 
 `transformers` opens such a folder and gives the same logits, as long as it has a class for the model's mixture of
 parts; `llm.model.layouts` says for which, and what becomes of the others. Folders from elsewhere are read too: Llama,
-GPT-2 and Qwen3, in one file or in shards with an index, in any floating format. Pickled weights are not.
+Mistral, Qwen2, Qwen3 and GPT-2, in one file or in shards with an index, in any floating format.
 
 The safetensors file carries one metadata key only, because the library writes several in a random order
 (huggingface/safetensors #584) and rebuilt files must not differ.
@@ -11,21 +11,22 @@ The safetensors file carries one metadata key only, because the library writes s
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from llm.errors import ConfigError, WordmillError
-from llm.model.config import AttentionKind
-from llm.model.layouts import LAYOUTS, Layout, layout_of
+from llm.model.config import AttentionKind, ModelConfig
+from llm.model.hf_configs import model_config
+from llm.model.layouts import ABSENT, LAYOUTS, READ_AS, Layout, layout_of
 from llm.model.transformer import Transformer
+from llm.model.weight_files import FLOATS, REMEDY, WEIGHTS, Stored, stored_tensors, verify_sums
+from llm.strict_json import first_problem, quoted, read_json
 from llm.tokenizer.tokenizer import files
-
-WEIGHTS = "model.safetensors"
 
 
 def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) -> None:
@@ -50,34 +51,23 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
 def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
     """The model in `folder`, fp32 on the CPU, without dropout.
 
-    Raises WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
+    Names and shapes are compared with what config.json says before any memory is taken for weights. Raises
+    WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
     """
-    try:
-        settings = json.loads((folder / "config.json").read_text())
-        layout = _layout(settings)
-        model = Transformer(layout.config(settings, attention), settings["vocab_size"])
-        tensors = _tensors(folder)
-    except FileNotFoundError:
-        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise WordmillError(f"{folder}: damaged ({error}); `dvc checkout` brings it back") from None
-    except ConfigError as error:
-        raise WordmillError(f"{folder}/config.json: {error}") from None
-    views = layout.views(model)
+    settings = read_config(folder)
+    layout, config, vocab_size = _shape(folder, settings, attention)
+    tensors = stored_tensors(folder)
+    absent = _check_names(folder, tensors, layout, config, vocab_size, settings["model_type"])
+    verify_sums(folder)
+    model = Transformer(config, vocab_size)
     with torch.no_grad():
-        for name, view in views.items():
-            found = tensors.pop(name, None)
-            if found is None:
-                found = tensors.pop(name.removeprefix(layout.prefix), None)
-            if found is None or found.shape != view.shape:
-                raise WordmillError(f"{folder}/{WEIGHTS}: {name} is missing or has another shape")
-            if not found.is_floating_point() or found.element_size() == 1:
-                raise WordmillError(f"{folder}/{WEIGHTS}: {name} is quantised ({found.dtype}); give a float copy")
-            view.copy_(found)
-    spare = layout.ignored + ("lm_head.weight",) * model.config.tie_head
-    unread = [name for name in tensors if not name.endswith(spare)]
-    if unread:
-        raise WordmillError(f"{folder}/{WEIGHTS}: {min(unread)} has no place in a {settings['model_type']} model here")
+        for name, view in layout.views(model).items():
+            if name in absent:
+                view.zero_()
+                continue
+            view.copy_(tensors[_name_there(tensors, name, layout)].read())
+            if not view.isfinite().all():
+                raise WordmillError(f"{folder}: {quoted(name)} holds NaN or infinity; {REMEDY}")
     return model
 
 
@@ -89,37 +79,62 @@ def fingerprint(model: Transformer) -> str:
     return whole.hexdigest()
 
 
-def _layout(settings: Any) -> Layout:
-    if not isinstance(settings, dict) or settings.get("model_type") not in LAYOUTS:
-        found = settings.get("model_type") if isinstance(settings, dict) else None
-        raise ConfigError("model_type", f"{found!r} is not supported; known are {', '.join(LAYOUTS)}")
-    if settings.get("quantization_config"):
-        raise ConfigError("quantization_config", "quantised weights are not read; give a bf16 or fp32 copy")
-    if not isinstance(settings.get("vocab_size"), int):
-        raise ConfigError("vocab_size", "missing")
-    return LAYOUTS[settings["model_type"]]
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings of config.json, of a model_type that is known. Raises WordmillError."""
+    try:
+        settings = read_json(folder / "config.json", f"; {REMEDY}")
+    except FileNotFoundError:
+        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in READ_AS:
+        raise WordmillError(
+            f"{folder}/config.json: model_type: {quoted(kind)} is not supported; known are {', '.join(READ_AS)}"
+        )
+    found: dict[str, Any] = settings
+    return found
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of one file, or of the files that the index names."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if (folder / WEIGHTS).exists():
-        names = [WEIGHTS]
-    elif index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        if pickled:
-            raise WordmillError(
-                f"{folder}: {pickled[0]} is pickled, and opening it could run anything; "
-                "save it as safetensors where you trust it (save_pretrained does)"
-            )
-        names = [WEIGHTS]
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name:
-            raise WordmillError(f"{index}: {name!r} is not a file beside it")
-        if not (folder / name).exists():
-            raise WordmillError(f"{folder}: no model there ({name} is missing)")
-        tensors |= load_file(folder / name)
-    return tensors
+def _shape(folder: Path, settings: dict[str, Any], attention: AttentionKind) -> tuple[Layout, ModelConfig, int]:
+    """Layout, configuration and size of the vocabulary. Raises WordmillError."""
+    name = READ_AS[settings["model_type"]]
+    try:
+        config = model_config(settings, attention)
+    except ValidationError as error:
+        raise WordmillError(f"{folder}/config.json: {first_problem(error)}") from None
+    except ConfigError as error:
+        raise WordmillError(f"{folder}/config.json: {error}") from None
+    return LAYOUTS[name], config, settings["vocab_size"]
+
+
+def _check_names(
+    folder: Path, tensors: Mapping[str, Stored], layout: Layout, config: ModelConfig, vocab_size: int, kind: str
+) -> set[str]:
+    """See that the tensors are those of such a model; the names of those that may be absent and are."""
+    if config.n_layer > len(tensors):
+        raise WordmillError(
+            f"{folder}: {len(tensors)} tensors are too few for the {config.n_layer} layers it should have"
+        )
+    with torch.device("meta"):
+        views = layout.views(Transformer(config, vocab_size))
+    absent, used = set(), set()
+    for name, view in views.items():
+        there = _name_there(tensors, name, layout)
+        if there not in tensors and name.endswith(ABSENT.get(kind, ())):
+            absent.add(name)
+            continue
+        found = tensors.get(there)
+        if found is None or found.shape != tuple(view.shape):
+            shape = "is missing" if found is None else f"has the shape {list(found.shape)}"
+            raise WordmillError(f"{folder}: {name} {shape}; config.json says {list(view.shape)}")
+        if found.dtype not in FLOATS:
+            raise WordmillError(f"{folder}: {name} is quantised ({found.dtype}); give a float copy")
+        used.add(there)
+    spare = layout.ignored + ("lm_head.weight",) * config.tie_head
+    unread = [name for name in tensors if name not in used and not name.endswith(spare)]
+    if unread:
+        raise WordmillError(f"{folder}: {quoted(min(unread))} has no place in a {kind} model here")
+    return absent
+
+
+def _name_there(tensors: Mapping[str, Stored], name: str, layout: Layout) -> str:
+    return name if name in tensors else name.removeprefix(layout.prefix)

@@ -49,7 +49,7 @@ def generate(
     """
     loaded = folder.load(model)
     tokenizer = Tokenizer.load(model)
-    encoded = [[tokenizer.end_of_text, *ids] for ids in tokenizer.encode_batch(texts)]
+    encoded = [[tokenizer.begin_of_text, *ids] for ids in tokenizer.encode_batch(texts)]
     decoder = fastest(loaded, Compute(config))
     check_fit(encoded, decoder.config.block_size, wanted.past_context)
     jobs = [(text, ids, seed + again) for text, ids in zip(texts, encoded, strict=True) for again in range(count)]

@@ -22,6 +22,7 @@ from llm.errors import ConfigError, WordmillError
 from llm.evaluate import score_documents
 from llm.export.config import ExportConfig
 from llm.export.formats import FORMS, Source, check_formats, size
+from llm.export.origin import origin
 from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig
@@ -43,6 +44,10 @@ class Params:
 
 def run(params: Params, stage: Stage) -> None:
     config = params.export
+    try:
+        origin(params.pretrain.start_from, config)
+    except ConfigError as error:
+        raise WordmillError(f"params.yaml: export.{error}") from None
     source = Source.load(Path("models") / config.model, f"wordmill-{config.model}")
     compute = Compute(replace(params.compute, precision="fp32"))
     texts = sample(CORPUS / "test", config.documents)

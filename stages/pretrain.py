@@ -73,7 +73,7 @@ def run(params: Params, stage: Stage) -> None:
             tell(record)
     if several and config.steps:
         take_weights(model, stage.scratch, config.steps)
-    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
+    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text, tokenizer.begin_of_text)
     write_curve(records, Path("reports/pretrain/curve.csv"))
     extra = {
         "parameters": sum(rows.values()),
@@ -104,7 +104,7 @@ def trained(
 
     def write(model: Transformer) -> str:
         room = min(120, params.model.block_size - 1)
-        start = [[tokenizer.end_of_text]]
+        start = [[tokenizer.begin_of_text]]
         (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
         return tokenizer.decode(ids)
 

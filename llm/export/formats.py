@@ -11,11 +11,13 @@ from pathlib import Path
 from llm.errors import ConfigError
 from llm.export import gguf, int8
 from llm.export.config import Format
+from llm.export.tokenizer_files import write_tokenizer_files
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.layouts import layout_of
 from llm.model.transformer import Transformer
-from llm.tokenizer.tokenizer import Tokenizer
+from llm.model.weight_files import WEIGHTS, write_sums
+from llm.tokenizer.tokenizer import Tokenizer, files
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,15 @@ class Form:
 
 def _copy_folder(source: Source, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.folder.iterdir()):
-        shutil.copyfile(path, target / path.name)
+    for name in (WEIGHTS, "config.json", *files(source.folder)):
+        shutil.copyfile(source.folder / name, target / name)
+    write_tokenizer_files(source.tokenizer, target, source.model.config.block_size)
+    write_sums(target, [WEIGHTS])
+
+
+def _write_int8(source: Source, target: Path) -> None:
+    int8.save(source.folder, target)
+    write_tokenizer_files(source.tokenizer, target, source.model.config.block_size)
 
 
 def _read_folder(path: Path, model: Transformer) -> None:
@@ -92,7 +101,7 @@ FORMS: dict[Format, Form] = {
     "gguf-f32": _gguf("f32"),
     "gguf-f16": _gguf("f16"),
     "gguf-q8_0": _gguf("q8_0"),
-    "int8": Form(lambda name: "int8", lambda source, path: int8.save(source.folder, path), int8.read_weights, _always),
+    "int8": Form(lambda name: "int8", _write_int8, int8.read_weights, _always),
 }
 
 

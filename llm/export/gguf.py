@@ -183,6 +183,7 @@ def _add_vocabulary(writer: GGUFWriter, tokenizer: ByteBPE, size: int) -> None:
     writer.add_token_list(names)
     writer.add_token_types(types)
     writer.add_token_merges([f"{names[left]} {names[right]}" for left, right in tokenizer.definition.merges])
-    writer.add_bos_token_id(tokenizer.end_of_text)
+    writer.add_bos_token_id(tokenizer.begin_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
+    writer.add_pad_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(True)

@@ -29,8 +29,11 @@ from llm.strict_json import first_problem, quoted, read_json
 from llm.tokenizer.tokenizer import files
 
 
-def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) -> None:
-    """Write the model and a copy of the tokenizer's files; `end_of_text` is the id between documents."""
+def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int, begin_of_text: int | None = None) -> None:
+    """Write the model and a copy of the tokenizer's files.
+
+    `end_of_text` is the id that ends a document. `begin_of_text` is the one that begins it, by default the same.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
@@ -38,7 +41,7 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
     config = {
         "model_type": name,
         "vocab_size": model.vocab_size,
-        "bos_token_id": end_of_text,
+        "bos_token_id": end_of_text if begin_of_text is None else begin_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
     } | LAYOUTS[name].settings(model.config)

@@ -225,7 +225,7 @@ def encoded(prompt: str | list[int], served: Served) -> list[int]:
     if len(prompt.encode()) > block_size * served.longest_token:  # not worth encoding
         message = f"This model's context holds {block_size} tokens; the prompt has {len(prompt):,} characters"
         raise APIError(400, message, "prompt", "context_length_exceeded")
-    return [served.tokenizer.end_of_text, *served.tokenizer.encode(prompt)]
+    return [served.tokenizer.begin_of_text, *served.tokenizer.encode(prompt)]
 
 
 async def drop_when_gone(request: Request, job: Job) -> None:

@@ -30,15 +30,17 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm.errors import ConfigError, WordmillError
+from llm.strict_json import check_json, read_json
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
 MAGIC = b"WMSHARD\0"
-VERSION = 1
+FORMAT, VERSION = "wordmill token shards", 1
 HEADER = struct.Struct("<8sIIQQQ32s32s")
 HEADER_BYTES = 256
 DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -60,6 +62,9 @@ class ShardsConfig:
             raise ConfigError("tokens_per_shard", f"{self.tokens_per_shard} is below 1; 10000000 is usual")
 
 
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
 @dataclass(frozen=True)
 class ShardInfo:
     """What the index says of a shard."""
@@ -69,6 +74,32 @@ class ShardInfo:
     documents: int
     text_bytes: int
     sha256: str  # of everything after the header, hex
+
+
+class Entry(BaseModel):
+    """A `ShardInfo` in index.json."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    tokens: Count
+    documents: Count
+    text_bytes: Count
+    sha256: str
+
+
+class Index(BaseModel):
+    """index.json. Further keys are for people."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    tokenizer: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 24)]
+    end_of_text: Annotated[int, Field(ge=0, lt=1 << 24)]
+    tokens: Count
+    documents: Count
+    text_bytes: Count
+    shards: list[Entry]
 
 
 class Header(NamedTuple):
@@ -124,7 +155,7 @@ def write_shards(
 def write_index(folder: Path, shards: list[ShardInfo], tokenizer: Tokenizer) -> None:
     """index.json, which makes the shards of `folder` a set in this order."""
     content = {
-        "format": "wordmill token shards",
+        "format": FORMAT,
         "version": VERSION,
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
@@ -210,7 +241,13 @@ class ShardSet:
         counts = np.zeros(self.vocab_size, np.int64)
         for part in self._parts:
             for start in range(0, len(part), CHUNK):
-                counts += np.bincount(part[start : start + CHUNK], minlength=self.vocab_size)
+                found = np.bincount(part[start : start + CHUNK], minlength=self.vocab_size)
+                if len(found) > self.vocab_size:
+                    raise WordmillError(
+                        f"{self.folder}: holds the token {len(found) - 1} of a vocabulary of {self.vocab_size}; "
+                        "run the stage `shards` again"
+                    )
+                counts += found
         return counts
 
     def document(self, number: int) -> np.ndarray:
@@ -268,17 +305,17 @@ class _Writer:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
+    again = "; run the stage `shards` again"
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != "wordmill token shards" or index["version"] != VERSION:
-            raise WordmillError(f"{path}: not an index of token shards, version {VERSION}")
+        index: dict[str, Any] = read_json(path, again, largest=1 << 30)
+        if not isinstance(index, dict) or (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+            raise WordmillError(f"{path}: not an index of token shards, version {VERSION}{again}")
+        check_json(index, Index, str(path), again)
         for name in ("tokens", "documents", "text_bytes"):
             if index[name] != sum(shard[name] for shard in index["shards"]):
                 raise WordmillError(f"{path}: {name} is not the sum over its shards; run the stage `shards` again")
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; the stage `shards` makes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise WordmillError(f"{path}: damaged ({error!r}); run the stage `shards` again") from None
     return index
 
 

@@ -47,8 +47,8 @@ def generate(
 
     Raises WordmillError for a model that cannot be loaded and for prompts that do not fit.
     """
-    loaded = folder.load(model)
     tokenizer = Tokenizer.load(model)
+    loaded = folder.load(model, vocab_size=tokenizer.vocab_size)
     encoded = [[tokenizer.begin_of_text, *ids] for ids in tokenizer.encode_batch(texts)]
     decoder = fastest(loaded, Compute(config))
     check_fit(encoded, decoder.config.block_size, wanted.past_context)

@@ -154,7 +154,8 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
         model.initialise(params.pretrain.seed)
         return model
     place = Path(params.pretrain.start_from)
-    given = folder.load(place)
+    check_vocabulary(place, tokenizer)
+    given = folder.load(place, vocab_size=tokenizer.vocab_size)
     # A run's own matter: how attention is computed, dropout, and the context where no weight depends on it.
     free = {"attention", "dropout"} | ({"block_size"} if params.model.position != "learned" else set())
     free |= {"rope_theta"} if params.model.position != "rope" else set()
@@ -166,14 +167,26 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
         raise WordmillError(
             f"pretrain.start_from: {place} is of another shape than the section model; set {' '.join(other)}"
         )
-    if given.vocab_size != tokenizer.vocab_size:
-        raise WordmillError(
-            f"pretrain.start_from: {place} has {given.vocab_size:,} tokens, the tokenizer {tokenizer.vocab_size:,}; "
-            "take the model's own, with tokenizer.kind: file and tokenizer.path"
-        )
     model.load_state_dict(given.state_dict())
     print(f"begins with the weights of {place}", flush=True)
     return model
+
+
+def check_vocabulary(place: Path, tokenizer: Tokenizer) -> None:
+    """See that the model in `place` has the tokenizer's vocabulary, or is padded beyond it. Raises WordmillError."""
+    rows = folder.read_config(place).get("vocab_size")
+    if rows == tokenizer.vocab_size:
+        return
+    advice = "take the model's own, with tokenizer.kind: file and tokenizer.path"
+    try:
+        own = Tokenizer.load(place).fingerprint
+    except WordmillError:
+        own, advice = "", f"put its tokenizer.json into {place}, which shows whether it is padded, or {advice}"
+    if own != tokenizer.fingerprint or not isinstance(rows, int) or rows < tokenizer.vocab_size:
+        raise WordmillError(
+            f"pretrain.start_from: {place} has {rows} tokens, the tokenizer {tokenizer.vocab_size}; {advice}"
+        )
+    print(f"leaves out {rows - tokenizer.vocab_size} rows of {place}'s vocabulary that belong to no token", flush=True)
 
 
 if __name__ == "__main__":

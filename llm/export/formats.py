@@ -31,7 +31,8 @@ class Source:
 
     @classmethod
     def load(cls, path: Path, name: str) -> "Source":
-        return cls(path, folder.load(path), Tokenizer.load(path), name)
+        tokenizer = Tokenizer.load(path)
+        return cls(path, folder.load(path, vocab_size=tokenizer.vocab_size), tokenizer, name)
 
 
 @dataclass(frozen=True)

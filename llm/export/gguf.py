@@ -27,8 +27,7 @@ from llm.model.config import ModelConfig
 from llm.model.layouts import LAYOUTS, layout_of
 from llm.model.transformer import Transformer
 from llm.tokenizer.byte_bpe import ByteBPE
-from llm.tokenizer.huggingface import byte_characters
-from llm.tokenizer.patterns import CL100K, GPT2, O200K
+from llm.tokenizer.patterns import CL100K, GPT2, O200K, byte_characters
 from llm.tokenizer.tokenizer import Tokenizer
 
 Precision = Literal["f32", "f16", "q8_0"]

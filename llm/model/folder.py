@@ -51,24 +51,31 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int, be
     (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors lets only its writer read it
 
 
-def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
+def load(folder: Path, attention: AttentionKind = "fused", vocab_size: int | None = None) -> Transformer:
     """The model in `folder`, fp32 on the CPU, without dropout.
 
+    Vocabularies from elsewhere may be padded: rows without a token follow the tokenizer's last one. `vocab_size`, the
+    tokenizer's, leaves them out; logits of all tokens stay as they are.
     Names and shapes are compared with what config.json says before any memory is taken for weights. Raises
     WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
     """
     settings = read_config(folder)
-    layout, config, vocab_size = _shape(folder, settings, attention)
+    layout, config, rows = _shape(folder, settings, attention)
     tensors = stored_tensors(folder)
-    absent = _check_names(folder, tensors, layout, config, vocab_size, settings["model_type"])
+    absent = _check_names(folder, tensors, layout, config, rows, settings["model_type"])
+    if vocab_size is not None and rows < vocab_size:
+        raise WordmillError(
+            f"{folder}: the model has {rows:,} tokens, its tokenizer {vocab_size:,}; take the model's own tokenizer"
+        )
     verify_sums(folder)
-    model = Transformer(config, vocab_size)
+    model = Transformer(config, vocab_size or rows)
     with torch.no_grad():
         for name, view in layout.views(model).items():
             if name in absent:
                 view.zero_()
                 continue
-            view.copy_(tensors[_name_there(tensors, name, layout)].read())
+            found = tensors[_name_there(tensors, name, layout)].read()
+            view.copy_(found[: len(view)])  # only padding is longer
             if not view.isfinite().all():
                 raise WordmillError(f"{folder}: {quoted(name)} holds NaN or infinity; {REMEDY}")
     return model

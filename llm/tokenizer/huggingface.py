@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from llm.tokenizer.file_schema import File, Step, check_specials
-from llm.tokenizer.patterns import GPT2, KNOWN
+from llm.tokenizer.patterns import GPT2, KNOWN, byte_characters
 from llm.tokenizer.tokenizer import END_OF_TEXT
 
 Pair = tuple[int, int]
@@ -45,14 +45,6 @@ def definition_of(merges: Sequence[Pair], pattern: str, special_tokens: Sequence
     check_specials(names_of(tokens), special_tokens)
     specials = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
     return Definition(tuple(tokens), tuple(merges), pattern, specials)
-
-
-def byte_characters() -> list[str]:
-    """The character for each byte: itself where it is printable, else the next one free from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-    return [table[byte] for byte in range(256)]
 
 
 def names_of(tokens: Iterable[bytes]) -> list[str]:

@@ -217,7 +217,7 @@ def test_missing_damaged_and_foreign_folders(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     del content["model"]["vocab"]
     path.write_text(json.dumps(content))
-    with pytest.raises(WordmillError, match="model.vocab: missing"):
+    with pytest.raises(WordmillError, match=r"model\.vocab: missing"):
         Tokenizer.load(tmp_path)
     path.write_text(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).to_str())
     with pytest.raises(WordmillError, match="a model of type WordLevel is not supported"):

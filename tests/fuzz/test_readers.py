@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.readers import READERS
 from tests.fuzz.runner import Fuzzer
 
-INPUTS = 200  # of each reader, of those of YAML a third, which its parser takes its time for; `python -m benchmarks.fuzz` tries more, with other seeds
+INPUTS = 200  # of each reader, a third for YAML with its slow parser; `python -m benchmarks.fuzz` tries more
 LARGEST = 256_000_000  # bytes beside what the process has: the valid inputs are below 1 MB
 
 

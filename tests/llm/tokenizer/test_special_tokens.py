@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
+from llm.corpus.stories.source import tell
 from llm.errors import ConfigError, WordmillError
 from llm.evaluate import bracketed
 from llm.tokenizer.bulk import BulkEncoder, encode_batches
@@ -19,11 +20,12 @@ from llm.tokenizer.config import TokenizerConfig
 from llm.tokenizer.foreign import read_file
 from llm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from llm.tokenizer.train import make
-from llm.tokenizer.words import in_memory
+from llm.tokenizer.word_table import batch as in_memory
 
 from .test_foreign import llama3, smollm2
 
 CHAT = ["user: how are you?\nassistant: the user asks the assistant\n # \u00e9 user user assistant\n" * 3] * 20
+CHAT += [tell(1, index).text for index in range(20)]
 NASTY = [
     "user",
     "assistant",

@@ -33,7 +33,7 @@ server: .venv/installed
 	exec wordmill server
 
 agent: .venv/installed
-	wordmill deploy
+	wordmill deploy --missing
 	exec wordmill agent
 
 # Remakes the environment when what it is made from has changed; the mark is written last, so an interrupted

@@ -1,18 +1,22 @@
-"""Kill trainings at random moments, run `dvc repro` after each, and compare every byte with an undisturbed run's.
+"""Kill every stage at random moments, go on as `make repro` does, and compare every byte with an undisturbed run's.
 
-    python -m benchmarks.kill [--kills 50] [--seed 1] [--folder FOLDER]
+    python -m benchmarks.kill [--kills 100] [--seed 1] [--folder FOLDER] [--keep-store]
 
-A copy of this checkout with a tiny model is built once. Then, in turn, `pretrain` or `dpo` is begun again and killed,
-the whole group of processes by SIGKILL, after a time drawn evenly from the stage's own, or from the training's; and
-`dvc repro` must bring back what dvc.lock says, both models and all reports as they were. DVC is made to forget the
-stage before (its entry in dvc.lock and the run cache), or it would take the outputs from its cache and nothing would be
-resumed. Where the kill left a checkpoint, the run must have gone on from it. Prints a line a kill and a count; exit
-status 1 if a byte differs or a checkpoint was passed over.
+A copy of this checkout with a tiny model is built once. Then the ten stages take turns. DVC is made to forget a stage
+(its entry in dvc.lock and the run cache), `dvc repro` begins it again, and the whole group of processes, DVC and what
+delivers to MLflow included, gets SIGKILL after a time drawn evenly from what the stage and DVC's record of it take.
+That happens three times, half of them for a training counted from its first checkpoint, before `wordmill check` and
+`dvc repro` may finish the work. Then dvc.lock must say what it said, and every file of data, models and reports must be
+as it was. Where the last kill left a checkpoint, the run must have gone on from it. Before every fourth turn MLflow's
+database is taken away, so that kills meet its making too (`--keep-store` leaves it).
+
+No hand is needed in between: what a kill cuts, the commands themselves repair. Prints a line a turn, and the count of
+kills by stage; exit status 1 if a byte differs, a command fails, or a checkpoint was passed over.
 """
 
 import argparse
 import hashlib
-import json
+import itertools
 import os
 import random
 import shutil
@@ -21,20 +25,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mlflow import MlflowClient
-from mlflow.entities import Run
 from ruamel.yaml import YAML
 
 from pipeline.presets import changed
+<<<<<<< HEAD
+from stages.store import client
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+=======
+from stages.scratch import FINISHED
+>>>>>>> stages/stages
 
 REPO = Path(__file__).parents[1]
 LONGER = {"pretrain.steps": 400, "dpo.epochs": 12}  # than the tests': some seconds of training
 TRAINING = 2.0  # seconds: less than it takes from the first checkpoint on
+AT_ONCE = 3  # kills of a stage before it may finish
 TINY: dict[str, Any] = {
     "corpus.documents": 400,
     "corpus.val_share": 0.05,
@@ -111,11 +123,11 @@ class Checkout:
         content: dict[str, Any] = YAML(typ="safe").load(self.folder / "dvc.lock")["stages"]
         return content
 
-    def runs(self, query: str) -> list[Run]:
+    def runs(self, query: str) -> "list[Run]":
         """MLflow's runs, oldest first."""
-        client = MlflowClient(f"sqlite:///{self.folder}/mlflow.db")
-        (experiment,) = (e for e in client.search_experiments() if e.name == "wordmill")
-        found = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
+        mlflow = client(f"sqlite:///{self.folder}/mlflow.db")
+        (experiment,) = (e for e in mlflow.search_experiments() if e.name == "wordmill")
+        found = mlflow.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time ASC"])
         return list(found)
 
     def newest_rebuild(self) -> tuple[dict[str, str], set[str]]:
@@ -190,27 +202,43 @@ def kill(checkout: Checkout, stage: str, seconds: float, trained: bool, signum: 
 class Outcome:
     """Of a kill and the `dvc repro` after it."""
 
-    killed: bool  # it was still going
-    left: bool  # there was a checkpoint when it died; none before the first, and after the stage's own end
+    killed: int  # how often it was still going
+    left: bool  # there was a checkpoint when it died last; none before the first, and after the stage's own end
     resumed: bool
-    same: bool  # every byte of the models, the reports and dvc.lock
+    same: bool  # every byte of data, models and reports, and dvc.lock
 
 
 def survives(
-    checkout: Checkout, stage: str, seconds: float, trained: bool = False, signum: int = signal.SIGKILL
+    checkout: Checkout,
+    stage: str,
+    seconds: float,
+    trained: bool = False,
+    signum: int = signal.SIGKILL,
+    before: Sequence[float] = (),
 ) -> Outcome:
-    """Kill `stage` as `kill` does, then `dvc repro`."""
-    before = outputs(checkout), checkout.lock
+    """Kill `stage` as `kill` does, once for each time in `before` and then at `seconds`; then `dvc repro`."""
+    expected = outputs(checkout), checkout.lock
     forget(checkout, stage)
-    killed = kill(checkout, stage, seconds, trained, signum)
+    killed = 0
+    for moment in (*before, seconds):
+        killed += kill(checkout, stage, moment, trained, signum)
+        check(checkout)
     left = checkpointed(checkout, stage)
-    mend(checkout)
     log = checkout.run("dvc", "repro")
-    return Outcome(killed, left, "resuming after step" in log, (outputs(checkout), checkout.lock) == before)
+    return Outcome(killed, left, "resuming after step" in log, (outputs(checkout), checkout.lock) == expected)
+
+
+def check(checkout: Checkout) -> None:
+    """What `make repro` does before `dvc repro`."""
+    told = checkout.run("python", "-m", "pipeline.cli", "check").splitlines()
+    for line in told[:-1]:
+        print(f"  {line}", flush=True)
 
 
 def checkpointed(checkout: Checkout, stage: str) -> bool:
-    return any(checkout.folder.glob(f"runs/{stage}/*/step-*"))
+    """Whether a run of the stage that has not finished has left a checkpoint."""
+    found = checkout.folder.glob(f"runs/{stage}/*/step-*")
+    return any(not (path.parent / FINISHED).exists() for path in found)
 
 
 def forget(checkout: Checkout, stage: str) -> None:
@@ -223,60 +251,64 @@ def forget(checkout: Checkout, stage: str) -> None:
     shutil.rmtree(checkout.folder / ".dvc/cache/runs", ignore_errors=True)
 
 
-def mend(checkout: Checkout) -> None:
-    """Remove DVC's list of who reads and writes what, if DVC was killed while it wrote it: it would refuse to start."""
-    path = checkout.folder / ".dvc/tmp/rwlock"
-    try:
-        json.loads(path.read_text() or "cut")
-    except FileNotFoundError:
-        pass
-    except ValueError:
-        path.unlink()
-        print("DVC was killed while it wrote .dvc/tmp/rwlock; removed", flush=True)
-
-
 def outputs(checkout: Checkout) -> dict[str, str]:
-    """SHA-256 of the models and the reports, by path."""
-    roots = [checkout.folder / name for name in ("models", "reports")]
+    """SHA-256 of data, models and reports, by path."""
+    roots = [checkout.folder / name for name in ("data", "models", "reports")]
     paths = [path for root in roots for path in root.rglob("*") if path.is_file()]
     return {str(path.relative_to(checkout.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where to build; a temporary folder if not given")
+    parser.add_argument("--keep-store", action="store_true", help="leave MLflow's database where it is")
     options = parser.parse_args()
     drawn = random.Random(options.seed)
+    kills: Counter[str] = Counter()
+    resumed = 0
     with tempfile.TemporaryDirectory() as temporary:
         checkout = build((options.folder or Path(temporary)) / "checkout", LONGER)
-        lengths = {}
-        for stage in ("pretrain", "dpo"):
-            began = time.monotonic()
-            forget(checkout, stage)
-            checkout.run("dvc", "repro", "-s", stage)
-            lengths[stage] = time.monotonic() - began
-        done = resumed = same = 0
-        while done < options.kills:
-            stage = ("pretrain", "dpo")[done % 2]
-            trained = done % 4 > 1  # every other pair of kills is sure to meet the training itself
-            seconds = drawn.uniform(0, TRAINING if trained else lengths[stage])
-            outcome = survives(checkout, stage, seconds, trained)
-            if not outcome.same or outcome.resumed != outcome.left:
+        lengths = {stage: measured(checkout, stage) for stage in checkout.lock}
+        for turn, stage in enumerate(itertools.cycle(lengths)):
+            if kills.total() >= options.kills:
+                break
+            if turn % 4 == 3 and not options.keep_store:
+                remove_store(checkout)
+            trained = stage in ("pretrain", "dpo") and drawn.random() < 0.5
+            moments = [drawn.uniform(0, TRAINING if trained else lengths[stage]) for _ in range(AT_ONCE)]
+            outcome = survives(checkout, stage, moments[-1], trained, before=moments[:-1])
+            when = ", ".join(f"{moment:.2f}" for moment in moments) + " s" + (" of training" if trained else "")
+            if not outcome.same or (outcome.left and not outcome.resumed):
                 what = "a checkpoint was PASSED OVER" if outcome.same else "the bytes DIFFER"
-                print(f"{stage} killed after {seconds:.2f} s: {what} ({outcome})", flush=True)
+                print(f"{stage} killed after {when}: {what} ({outcome})", flush=True)
                 return 1
-            if not outcome.killed:  # it was faster than before; this one does not count
-                continue
-            done += 1
-            same += outcome.same
+            kills[stage] += outcome.killed
             resumed += outcome.resumed
-            how = "resumed" if outcome.resumed else "had left no checkpoint and began anew"
-            when = f"after {seconds:.2f} s" + (" of training" if trained else "")
-            print(f"{done}: {stage} killed {when}, {how}: the same bytes", flush=True)
-        print(f"{done} kills, {same} byte-identical results; {resumed} resumed from a checkpoint")
+            how = "resumed from a checkpoint" if outcome.resumed else "had left no checkpoint"
+            print(
+                f"{kills.total()}: {stage} killed {outcome.killed} times, after {when}, {how}: the same bytes",
+                flush=True,
+            )
+        by_stage = ", ".join(f"{stage} {count}" for stage, count in kills.items())
+        print(
+            f"{kills.total()} kills, every byte the same after each; {resumed} resumed from a checkpoint ({by_stage})"
+        )
     return 0
+
+
+def measured(checkout: Checkout, stage: str) -> float:
+    """Seconds that `dvc repro` takes for a stage."""
+    forget(checkout, stage)
+    began = time.monotonic()
+    checkout.run("dvc", "repro", "-s", stage)
+    return time.monotonic() - began
+
+
+def remove_store(checkout: Checkout) -> None:
+    for path in checkout.folder.glob("mlflow.db*"):
+        path.unlink()
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def drill(to: Drill) -> None:
 def _kill_all(folder: Path) -> None:
     worker(folder).kill()
     for process in rebuilding(folder):
-        if "prefect.engine" in process.cmdline():
+        if "pipeline.engine" in process.cmdline():
             process.kill()
 
 

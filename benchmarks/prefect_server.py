@@ -1,6 +1,7 @@
 """A Prefect server of its own on loopback, an agent beside it, and its API: for the drill and for the tests."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import psutil
 
+CLIENT = "drill"  # Prefect's CSRF tokens belong to a client's name
 UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING")
 
 
@@ -51,9 +54,9 @@ def server(home: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "pipeline.cli", "server", "--port", str(port)]
     log = home / "server.log"
-    with program([*command, "--no-ui"], home, own, log) as process:
+    with program(command, Path(__file__).parents[1], own, log) as process:
 
         def healthy() -> bool:
             assert process.poll() is None, log.read_text()
@@ -66,7 +69,7 @@ def server(home: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         yield own
 
 
-def until(condition: Callable[[], bool], seconds: float = 180) -> float:
+def until(condition: Callable[[], bool], seconds: float = 600) -> float:
     """Wait; the seconds that it took."""
     began = time.monotonic()
     while not condition():
@@ -75,12 +78,33 @@ def until(condition: Callable[[], bool], seconds: float = 180) -> float:
     return time.monotonic() - began
 
 
-def ask(server: Mapping[str, str], path: str, content: Any = None) -> Any:
-    """What the server's API answers; with `content`, to a POST."""
+def ask(server: Mapping[str, str], path: str, content: Any = None, method: str = "") -> Any:
+    """What the server's API answers; with `content`, to a POST. Asks again while its database is locked."""
+    headers = {}
+    if content is not None:
+        headers = {"Prefect-Csrf-Token": _token(server["PREFECT_API_URL"]), "Prefect-Csrf-Client": CLIENT}
+    end = time.monotonic() + 300
+    while True:
+        try:
+            return send(server, path, content, headers, method)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
+
+
+@functools.cache
+def _token(url: str) -> str:
+    return str(ask({"PREFECT_API_URL": url}, f"/csrf-token?client={CLIENT}")["token"])
+
+
+def send(server: Mapping[str, str], path: str, content: Any, headers: Mapping[str, str], method: str = "") -> Any:
+    """One request, with no headers but those given. Raises HTTPError where the server refuses."""
     body = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(server["PREFECT_API_URL"] + path, body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.loads(answer.read())
+    url = server["PREFECT_API_URL"] + path
+    typed = {"Content-Type": "application/json", **headers}
+    with urllib.request.urlopen(urllib.request.Request(url, body, typed, method=method or None), timeout=60) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def begin(server: Mapping[str, str], name: str, parameters: Mapping[str, Any]) -> str:
@@ -117,7 +141,7 @@ def rebuilding(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         words = process.info["cmdline"] or []
-        ours = any(word in ("toy.py", "pipeline.dvc", "prefect.engine") or word[:7] == "stages." for word in words)
+        ours = any(word in ("toy.py", "pipeline.dvc", "pipeline.engine") or word[:7] == "stages." for word in words)
         here = (process.info["cwd"] or "").startswith(str(folder))
         if ours and here and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process)
@@ -129,6 +153,6 @@ def worker(folder: Path) -> psutil.Process:
     (found,) = (
         process
         for process in psutil.process_iter(["cmdline", "cwd"])
-        if process.info["cwd"] == str(folder) and "worker" in (process.info["cmdline"] or [])
+        if process.info["cwd"] == str(folder) and "pipeline.agent" in (process.info["cmdline"] or [])
     )
     return found

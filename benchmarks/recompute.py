@@ -64,7 +64,8 @@ def main() -> None:
     for _ in range(given.rounds):
         for name in ("kept", "recomputed"):
             command = [sys.executable, "-m", "benchmarks.recompute", *sys.argv[1:], "--one", name]
-            seconds, processor, peak = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+            printed = subprocess.run(command, capture_output=True, check=True).stdout
+            seconds, processor, peak = json.loads(printed.splitlines()[-1])  # a library may print before it
             print(
                 f"{name:10} {seconds:6.2f} s, CPU {processor:6.2f} s, {peak / 1e9:5.2f} GB more",
                 flush=True,

@@ -30,6 +30,7 @@ from llm.errors import WordmillError
 from llm.strict_json import check_json, read_json
 
 FORMAT = 1  # of what is written here; raised when an older program could not read it any more
+NAME = re.compile(r"step-[0-9]{8,}")
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
 
 
@@ -63,14 +64,18 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
 
-    def write(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], best: int | None) -> None:
-        """Copy the tensors, and write them while the caller goes on. `best` is the step of a checkpoint to keep."""
+    def write(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], besides: Collection[int] = ()
+    ) -> None:
+        """Copy the tensors, and write them while the caller goes on.
+
+        `besides` are the steps of checkpoints that stay, whatever their age.
+        """
         self.wait()
         copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         # JSON at once, since the caller may add to `state`; in its order, since a resumed run's curve has its columns.
         text = json.dumps(dict(state))
-        kept = () if best is None else (best,)
-        self._writing = self._thread.submit(_write, self.folder, step, copies, text, self.kept, kept)
+        self._writing = self._thread.submit(_write, self.folder, step, copies, text, self.kept, tuple(besides))
 
     def check(self) -> None:
         """Raise what has gone wrong so far, without waiting."""
@@ -103,6 +108,8 @@ def write(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping
 
 def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
     """Step, tensors and state of the newest whole checkpoint under `folder`; None where there is none.
+
+    `folder` may be a checkpoint itself.
 
     Raises WordmillError for one that a newer program has written.
     """
@@ -154,7 +161,7 @@ def _write(
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)  # half a checkpoint would keep a full disk full
         raise OSError(error.errno, error.strerror, str(error.filename or final)) from error
-    steps = {int(path.name.removeprefix("step-")): path for path in _all(folder)}
+    steps = {int(path.name.removeprefix("step-")): path for path in _under(folder)}
     older = sorted(number for number in steps if number <= step)
     keep = {*older[-kept:], *besides}
     for number, path in steps.items():
@@ -188,7 +195,14 @@ def _write_text(path: Path, text: str) -> str:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    """The checkpoints under a folder, the oldest first, or the one that it is."""
+    return [folder] if NAME.fullmatch(folder.name) and folder.is_dir() else _under(folder)
+
+
+def _under(folder: Path) -> list[Path]:
+    """The checkpoints under a folder, the oldest first. What else lies there is nobody's business."""
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _sync_folder(path: Path) -> None:

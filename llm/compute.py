@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 
 from llm.errors import ConfigError, WordmillError
+from llm.user_cache import user_cache
 
 FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -88,7 +89,11 @@ class Compute:
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, through torch.compile if the settings say so; the first call then takes its time."""
-        return torch.compile(function) if self.config.compile else function
+        if not self.config.compile:
+            return function
+        # What it compiles is loaded again by later runs; torch's own default lies among the temporary files.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache("wordmill/torchinductor")))
+        return torch.compile(function)
 
     def uncompiled(self) -> "Compute":
         """The same without torch.compile."""

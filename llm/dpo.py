@@ -13,6 +13,7 @@ Like `llm.pretrain`, the loop is a generator of records, and resumes to the same
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ CHECKPOINTS_KEPT = 2  # the newest, besides the best
 @dataclass(frozen=True)
 class DPOConfig:
     """Raises ConfigError."""
+
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("checkpoint_every",)  # on any byte of the outputs
 
     scope: ScopeName  # score the whole answers, or only the token in which they part (`llm.pair_scoring`)
     loss: LossName  # `llm.dpo_losses.LOSSES`

@@ -17,11 +17,11 @@ Several processes that share each batch (llm/parallel.py) run this same loop sid
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import psutil
@@ -39,7 +39,7 @@ from llm.model.counts import flops_per_token
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 from llm.optim.optimizers import OPTIMIZERS, Settings
-from llm.optim.schedules import SCHEDULES
+from llm.optim.schedules import SCHEDULES, decay_steps
 from llm.parallel import Kind, Parallel, whole
 from llm.training_state import Record, best, restore, save, saved_tensors
 
@@ -50,6 +50,9 @@ OF_A_RUN = ("optimizer", "batch_size", "seed", "packing")  # what a checkpoint's
 @dataclass(frozen=True)
 class PretrainConfig:
     """Raises ConfigError."""
+
+    # No byte of the outputs depends on these: a stopped run is taken up again after a change of them.
+    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("sample_every", "checkpoint_every", "checkpoints_kept")
 
     start_from: str  # a model folder whose weights to begin with; empty: weights drawn at random
     continue_from: str  # a folder of checkpoints whose newest to go on from, of a run of other settings; empty: none
@@ -147,8 +150,12 @@ def pretrain(
     checkpoints: Path,
     stopping: Callable[[], bool] = lambda: False,
     parallel: Parallel = ALONE,
+    origin: Mapping[str, Any] | None = None,
 ) -> Iterator[Record]:
     """Train `model` in place, or go on from the newest checkpoint under `checkpoints`.
+
+    `origin` says, beside the model's settings, of what a checkpoint is (tokenizer, shards); one of another origin is
+    refused.
 
     Once `stopping` says so, the step at hand is finished, a checkpoint written, and the records end. `evaluate` and
     `sample` see the model in the middle of training and must not draw from torch's global generators.
@@ -170,9 +177,10 @@ def pretrain(
     optimizer = OPTIMIZERS[config.optimizer](model, settings)
     guard = Guard(compute.device, config.max_skips if config.on_nonfinite == "skip" else 0, compute.scales_loss)
     lasting = {name: getattr(config, name) for name in OF_A_RUN}
+    origin = {**_of_model(model), **(origin or {})}
     start, records = restore(model, optimizer, checkpoints, guard.state, lasting)
     if start == 0 and config.continue_from:
-        start, records = restore(model, optimizer, Path(config.continue_from), guard.state, lasting)
+        start, records = restore(model, optimizer, Path(config.continue_from), guard.state, lasting, origin)
         if not 0 < start < config.steps:
             raise WordmillError(
                 f"pretrain.continue_from: {config.continue_from} "
@@ -188,6 +196,7 @@ def pretrain(
     if compute.config.compile and start < config.steps:
         trial(model, hidden, load(start), config.micro_batch_size, config.steps - start, compute, guard)
     flops_per_step = 0
+    before_decay = last_before_decay(config)
     peak = compute.measure_peak() * parallel.world
     watch = _Stopwatch()
     with checkpoint.Writer(checkpoints, config.checkpoints_kept) as writer:
@@ -197,7 +206,7 @@ def pretrain(
             logging = done % config.log_every == 0 or last or done == 1
             evaluating = done % config.eval_every == 0 or last
             sampling = done % config.sample_every == 0 or last
-            regular = done % config.checkpoint_every == 0 or last
+            regular = done % config.checkpoint_every == 0 or last or done == before_decay
             lr = learning_rate(config, step, config.lr)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step, group["peak"])
@@ -263,7 +272,8 @@ def pretrain(
                 with watch.paused():
                     tensors = parallel.gathered(saved_tensors(model, optimizer, guard.state))
                     if parallel.rank == 0:
-                        save(writer, done, tensors, records, "val_loss", lasting)
+                        kept = () if before_decay is None else (before_decay,)
+                        save(writer, done, tensors, records, "val_loss", lasting, origin, kept)
             if stop:
                 return
 
@@ -272,6 +282,20 @@ def learning_rate(config: PretrainConfig, step: int, peak: float) -> float:
     """The rate of step `step` (from 0) for a group of weights whose largest is `peak`."""
     schedule = SCHEDULES[config.schedule]
     return schedule(step, config.steps, config.warmup_steps, peak, config.final_lr_share, config.decay_share)
+
+
+def last_before_decay(config: PretrainConfig) -> int | None:
+    """wsd: the finished steps after which the rate begins to fall, whose checkpoint a longer run can go on from."""
+    if config.schedule != "wsd":
+        return None
+    return config.steps - decay_steps(config.steps, config.warmup_steps, config.decay_share)
+
+
+def _of_model(model: Transformer) -> dict[str, Any]:
+    """The model's settings that a checkpoint has a meaning with; how attention is computed and dropout are free."""
+    free = {"attention", "dropout"} | (set() if model.config.position == "rope" else {"rope_theta"})
+    known = {name: value for name, value in asdict(model.config).items() if name not in free}
+    return {f"model.{name}": value for name, value in {**known, "vocab_size": model.vocab_size}.items()}
 
 
 def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int) -> Batch:

@@ -4,7 +4,7 @@ A checkpoint holds the weights, the optimizer's state, the guard's, the step and
 generator's state is in it, since none is needed: batches and what dropout drops are functions of (seed, step).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,19 @@ def save(
     records: list[Record],
     loss: str,
     settings: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
+    besides: Collection[int] = (),
 ) -> None:
     """A checkpoint after `step` steps; that of the step with the least `loss` is kept for as long as it is so.
 
-    `settings` are those without which it could not be gone on from.
+    `settings` are those without which it could not be gone on from, `origin` says what its state has a meaning with
+    (`restore`). `besides` are the steps of checkpoints that stay, whatever their age.
     """
     least = best(records, loss)
     known = {} if least is None else {"step": least, loss: min(r.values[loss] for r in records if loss in r.values)}
     told = [asdict(record) for record in records]
-    writer.write(step, tensors, {"settings": dict(settings), "best": known, "records": told}, least)
+    state = {"settings": dict(settings), "origin": dict(origin or {}), "best": known, "records": told}
+    writer.write(step, tensors, state, {*besides, *(() if least is None else (least,))})
 
 
 def saved_tensors(
@@ -69,15 +73,19 @@ def restore(
     folder: Path,
     guard: Mapping[str, Tensor],
     settings: Mapping[str, Any],
+    origin: Mapping[str, Any] | None = None,
 ) -> tuple[int, list[Record]]:
     """Put the newest checkpoint's state into model, optimizer and guard; its step and records, or 0 and none.
 
-    Raises WordmillError where it is of a model of another shape, or of other `settings`.
+    `origin` names what the state has a meaning with: the model's settings, the tokenizer, the shards. Raises
+    WordmillError where the checkpoint is of another origin, of a model of another shape, or of other `settings`.
     """
     found = checkpoint.latest(folder)
     if found is None:
         return 0, []
     step, tensors, state = found
+    if origin:
+        _check_origin(folder, state.get("origin") or {}, origin)
     here = {f"model.{name}": tuple(weight.shape) for name, weight in model.named_parameters()}
     there = {name: tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith("model.")}
     if here != there:
@@ -105,3 +113,16 @@ def restore(
         value.copy_(tensors[f"guard.{name}"])
     print(f"resuming after step {step}", flush=True)
     return step, [Record(**{**record, "resumed": True}) for record in state["records"]]
+
+
+def _check_origin(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raises WordmillError with what differs. A checkpoint of an older version does not say its origin."""
+    if not there:
+        print(f"{folder}: an older version wrote it, so only its shapes and few settings can be compared", flush=True)
+        return
+    other = [f"{name} is {there.get(name)}, here {value}" for name, value in here.items() if there.get(name) != value]
+    if other:
+        raise WordmillError(
+            f"pretrain.continue_from: {folder} holds the state of another training, which means nothing here: "
+            f"{'; '.join(other)}; set these back, or begin anew with continue_from: ''"
+        )

@@ -2,8 +2,8 @@
 
 Prefect starts a flow's process in an empty folder, lets it outlive a worker that is killed, and would show it as
 running for ever if it were killed as well. So the agent says in the environment where its checkout is and which
-process it is; a flow works there, and stops when that process is no more. A heartbeat, for the automation that
-`wordmill deploy` makes, covers the rest.
+process it is; a flow works there, and stops when that process is no more. A run that was claimed and has not begun is
+given back when the agent stops or starts again. The automations that `wordmill deploy` makes cover the rest.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
+from uuid import UUID
 
 import psutil
 
@@ -25,7 +26,9 @@ CHECKOUT = "WORDMILL_CHECKOUT"
 AGENT = "WORDMILL_AGENT"
 API = "http://127.0.0.1:4200/api"
 NO_REPORTS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+CLAIMS = Path("runs/agent")  # a file for each worker: the ids of the runs that it has claimed
 STOP_SECONDS = 25.0  # for flows to stop
+GIVEN_BACK = "its agent stopped before it began"
 HEARTBEAT_SECONDS = "30"  # the most often that Prefect takes
 
 
@@ -53,6 +56,7 @@ def run(pool: str) -> int:
         CHECKOUT: str(folder),
         "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+    give_back()
     command = [sys.executable, "-m", "pipeline.agent", str(os.getpid()), pool]
     stopping = threading.Event()
     with subprocess.Popen(command, env=environment, start_new_session=True) as worker:
@@ -80,6 +84,31 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             flow.kill()
     worker.kill()
+    worker.wait()
+    give_back()
+
+
+def give_back() -> None:
+    """Schedule the runs again that a worker of this checkout claimed and that have not begun; its process is no more.
+
+    Prefect leaves such a run Pending for ever, and a pool or deployment with a limit then starts no other.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.states import Scheduled
+
+    for path in CLAIMS.glob("*.claims"):
+        pid, _, started = path.stem.partition("-")
+        if processes.started(int(pid)) == started:
+            continue
+        with get_client(sync_client=True) as client:
+            for run_id in path.read_text(encoding="utf-8").split():
+                with contextlib.suppress(ObjectNotFound):
+                    run = client.read_flow_run(UUID(run_id))
+                    if run.state and run.state.is_pending():
+                        client.set_flow_run_state(run.id, Scheduled(message=GIVEN_BACK), force=True)
+                        print(f"agent: {run.name} had not begun and is scheduled again", flush=True)
+        path.unlink()
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -92,9 +121,12 @@ def _is_alive(process: psutil.Process) -> bool:
 def _be_worker(parent: int, pool: str) -> None:
     """What the worker's process does: tie its life to the agent's, then be Prefect's worker."""
     processes.die_with_parent(signal.SIGKILL, parent)
-    environment = {**os.environ, AGENT: f"{os.getpid()} {processes.started(os.getpid())}"}
-    # Prefect's worker keeps this process's number, and so the flows know it.
-    os.execve(sys.executable, [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool], environment)
+    started = processes.started(os.getpid())
+    os.environ[AGENT] = f"{os.getpid()} {started}"
+    from pipeline import worker
+
+    CLAIMS.mkdir(parents=True, exist_ok=True)
+    worker.main(pool, CLAIMS / f"{os.getpid()}-{started}.claims")
 
 
 def wait_for_server(seconds: float = 60) -> None:

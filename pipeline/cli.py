@@ -52,9 +52,11 @@ def list_presets() -> None:
 def check() -> None:
     """Check params.yaml against the schema of every stage."""
     from pipeline import overrides
+    from pipeline.repair import repair
     from stages import params, schema
 
     overrides.recover_if_idle()
+    repair()
     schema.check(params.document())
     print("params.yaml is right")
 
@@ -97,24 +99,29 @@ def run(
 def server(
     host: Annotated[str, typer.Option(help="The address to listen at; by default not from outside.")] = LOCAL,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Agents find it by PREFECT_API_URL.")] = 4200,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further name under which the server is reached; may be given again.")
+    ] = None,
 ) -> None:
     """Start the Prefect server: schedules, runs, logs, pages."""
-    from pipeline.agent import settings
+    from pipeline import server as prefect_server
 
-    arguments = ["-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
-    os.execve(sys.executable, [sys.executable, *arguments], settings())
+    prefect_server.serve(host, port, allow_host or [])
 
 
 @app.command()
 def deploy(
     pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu",
-    at_once: Annotated[int, typer.Option(min=1, help="Runs that its agents, all together, run at a time.")] = 1,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs that its agents, all together, run at a time; a new pool has 1."),
+    ] = None,
+    missing: Annotated[bool, typer.Option("--missing", help="Make what is missing, and renew no deployment.")] = False,
 ) -> None:
     """Tell the Prefect server of the pool, the deployments, and what to do with runs whose agent is gone."""
     from pipeline.deploy import deploy as tell
 
-    tell(pool, at_once)
-    print(f"work pool {pool}: at most {at_once} at a time; deployments rebuild/nightly, rebuild/manual")
+    print(tell(pool, at_once, missing))
 
 
 @app.command()
@@ -129,6 +136,7 @@ def agent(pool: Annotated[str, typer.Option(help="The work pool.")] = "gpu") -> 
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine only.")] = 5000) -> None:
     """Serve MLflow's pages on http://127.0.0.1:5000."""
+    from stages import sqlite_store
     from stages.tracking_uri import PAGES, is_local, tracking_uri, without_secrets
 
     uri = tracking_uri()
@@ -136,9 +144,13 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine
         raise WordmillError(f"the runs are on a server: open {without_secrets(uri)}")
     # Its pages for training, and not those for chats, which it opens by itself.
     print(f"http://127.0.0.1:{port}/#/experiments?{PAGES}", flush=True)
-    # By default it starts 15 processes for jobs that nobody has asked for.
-    os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
-    arguments = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # MLflow's own server would make a missing database in place.
+    if work := sqlite_store.preparation(uri):
+        work()
+    # By default it starts 15 processes for jobs that nobody has asked for. The address may hold a password, and every
+    # user of the machine can read a command line.
+    os.environ.update(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_BACKEND_STORE_URI=uri)
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *arguments])
 
 

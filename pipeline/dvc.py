@@ -26,6 +26,7 @@ from enum import Enum
 from pathlib import Path
 
 from llm.errors import TransientError, WordmillError
+from pipeline.repair import repair
 from stages.processes import die_with_parent
 
 # What DVC says after each stage about commands to type next.
@@ -78,6 +79,7 @@ def graph() -> dict[str, tuple[str, ...]]:
     """Every stage and those whose output it needs, each after these. Raises WordmillError."""
     from dvc.repo import Repo
 
+    repair()
     with _told(), Repo() as repo:
         edges = repo.index.graph  # from a stage to what it needs
         needs = {stage.addressing: sorted(other.addressing for other in edges.successors(stage)) for stage in edges}
@@ -224,6 +226,7 @@ def repro(
 
     An empty value in `environment` takes a name out of it.
     """
+    repair(folder, tell)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *targets]
     lines, status = _heard(command, environment or {}, folder, tell, lambda: None)
     if status:
@@ -333,6 +336,7 @@ def _last_words(name: str, lines: list[str], status: int) -> str:
 def _be_dvc(parent: int, arguments: list[str]) -> int:
     """What the child process does: tie its life to its parent's, then be DVC."""
     die_with_parent(signal.SIGTERM, parent)
+    repair()
     from dvc.cli import main
 
     return int(main(arguments))

@@ -5,7 +5,6 @@ that is what the next one is compared with, on whichever machine it runs. Each d
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,11 @@ from prefect.artifacts import Artifact, create_markdown_artifact, create_table_a
 from prefect.client.schemas import State
 from prefect.runtime import deployment, flow_run
 
+from llm.errors import WordmillError
 from stages import lineage
+from stages.mailbox import Unavailable
 from stages.metrics import figures
+from stages.store import client, reachable
 from stages.tracking_uri import PAGES, experiment_name, is_local, is_sqlite, sqlite_path, without_secrets
 
 SAMPLES = Path("reports/samples.md")
@@ -109,22 +111,19 @@ def mlflow_link(rebuild: str, uri: str) -> str:
     """A sentence with a link to the rebuild's run in MLflow, which is told of the Prefect run in turn."""
     if is_sqlite(uri) and not sqlite_path(uri).exists():
         return "MLflow has no run of this rebuild."
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
     try:
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(experiment_name())
-        query = f"tags.`wordmill.kind` = 'rebuild' and tags.`wordmill.rebuild` = '{rebuild}'"
-        runs = client.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
-        if experiment is None or not runs:
-            return "MLflow has no run of this rebuild."
-        run_id = runs[0].info.run_id
-        client.set_tag(run_id, "prefect.flow_run", str(flow_run.name))
-        client.set_tag(run_id, "prefect.flow_run_url", str(flow_run.ui_url))
-    except (MlflowException, OSError) as error:  # a store that is down costs the link, not the rebuild
-        return f"MLflow cannot be asked: {' '.join(str(error).split())[:200].replace(uri, without_secrets(uri))}"
+        with reachable(uri):
+            mlflow = client(uri)
+            experiment = mlflow.get_experiment_by_name(experiment_name())
+            query = f"tags.`wordmill.kind` = 'rebuild' and tags.`wordmill.rebuild` = '{rebuild}'"
+            runs = mlflow.search_runs([experiment.experiment_id], query, max_results=1) if experiment else []
+            if experiment is None or not runs:
+                return "MLflow has no run of this rebuild."
+            run_id = runs[0].info.run_id
+            mlflow.set_tag(run_id, "prefect.flow_run", str(flow_run.name))
+            mlflow.set_tag(run_id, "prefect.flow_run_url", str(flow_run.ui_url))
+    except (Unavailable, WordmillError) as error:  # a store that is down costs the link, not the rebuild
+        return f"MLflow cannot be asked: {error}"
     pages = LOCAL_PAGES if is_local(uri) else without_secrets(uri).rstrip("/")
     address = f"{pages}/#/experiments/{experiment.experiment_id}/runs/{run_id}?{PAGES}"
     hint = " (after `make ui` on the agent's machine)" if is_local(uri) else ""

@@ -44,10 +44,12 @@ def prepare(folder: Path, preset: str | None, changes: Mapping[str, Any]) -> Non
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.plan", wanted], cwd=folder, capture_output=True, text=True, check=False
     )
-    if done.returncode == WordmillError.status:
-        raise WordmillError(done.stderr.strip().splitlines()[-1])
-    if done.returncode or done.stdout.strip() != READY:  # a commit without this program says nothing, and does nothing
-        line = (done.stderr.strip().splitlines() or ["it is older than these deployments"])[-1]
+    # Libraries may print lines of their own, before and after.
+    errors = done.stderr.strip().splitlines()
+    if done.returncode == WordmillError.status and errors:
+        raise WordmillError(errors[-1])
+    if done.returncode or READY not in done.stdout.splitlines():  # a commit without this program does nothing
+        line = (errors or ["it is older than these deployments"])[-1]
         raise WordmillError(f"commit: its params cannot be checked by its own code: {line}")
 
 

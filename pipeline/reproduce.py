@@ -1,10 +1,10 @@
 """From an MLflow run back to the very bytes.
 
 The run's commit goes into a git worktree of its own under runs/reproduce/, its uncommitted changes are applied, its
-params.yaml is put in place, and what git never had (the user's own files that params name, and files too big for the
-patch) is linked from this checkout. There `dvc repro` builds everything anew: the worktree has a DVC cache of its own,
-which is empty, so that no output is merely copied from the cache. `cached` shares this checkout's cache instead: it
-shows that the outputs are still to be had, and proves nothing about rebuilding them.
+params.yaml is put in place, and what git never had (the user's own files that params name, and files that were left
+out of the patch) is linked from this checkout. There `dvc repro` builds everything anew: the worktree has a DVC cache
+of its own, which is empty, so that no output is merely copied from the cache. `cached` shares this checkout's cache
+instead: it shows that the outputs are still to be had, and proves nothing about rebuilding them.
 
 Then the SHA-256 of every output is compared with the one that the run left in MLflow. Where they differ, what went into
 the stage is compared as well; the packages and the machine are those of this process, which `dvc repro` inherits.
@@ -30,6 +30,7 @@ from pipeline.git import git
 from stages import lineage, provenance
 from stages.history import Rebuild, StageRecord, versions
 from stages.lineage import digest
+from stages.uncommitted import changed_since, uncommitted
 
 FOLDER = Path("runs/reproduce")
 
@@ -130,7 +131,7 @@ def _owner(path: str, makers: dict[str, str]) -> str | None:
 def _code(run: Rebuild, here: bool) -> tuple[str, bytes]:
     """The commit and the patch that lead to the code. Raises WordmillError."""
     if here:
-        commit, (patch, _) = provenance.commit(), provenance.uncommitted()
+        commit, (patch, _) = provenance.commit(), uncommitted()
     else:
         commit, patch = run.commit, run.patch
     if commit is None:
@@ -167,8 +168,8 @@ def _restore(
         tell("going on with what an earlier try has left")
         return
     begun.unlink(missing_ok=True)
-    for path in run.left_out:
-        tell(f"{path} was too big for the patch: taken as it is here now")
+    for line in changed_since(run.left_out):
+        tell(f"warning: {line}")
     apart.make(folder, commit, patch, run.params, run.left_out, options.cached)
     replace(begun, mark)
 

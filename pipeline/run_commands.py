@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm.errors import WordmillError
+from stages.scratch import KEPT_BYTES, KEPT_DAYS
 
 if TYPE_CHECKING:
     from pipeline.sweep import Outcome, Point
@@ -90,6 +91,31 @@ def _as_flow(grid: "list[Point]") -> "list[Outcome]":
     return run(grid)
 
 
+runs = typer.Typer(help="List what stopped and finished runs have left under runs/, or remove it.")
+
+
+@runs.callback(invoke_without_command=True)
+def list_runs(context: typer.Context) -> None:
+    """List what stopped and finished runs have left under runs/, and how to go on from it."""
+    from pipeline import states
+
+    if context.invoked_subcommand is None:
+        for line in states.lines(states.found()):
+            print(line)
+
+
+@runs.command()
+def prune(
+    days: Annotated[float, typer.Option(min=0, help="Remove what was not written to for so long.")] = KEPT_DAYS,
+    gb: Annotated[float, typer.Option(min=0, help="Remove the oldest while a stage's take more.")] = KEPT_BYTES / 1e9,
+) -> None:
+    """Remove the states of runs over a limit of age or size; `--days 0` removes all."""
+    from pipeline import states
+
+    if not states.prune(days, gb * 1e9, print):
+        print("nothing is over the limits")
+
+
 def deliver() -> None:
     """Bring to MLflow what stages have kept in runs/undelivered/ while its server was down."""
     from stages.delivery import deliver_kept
@@ -108,3 +134,4 @@ def add_to(app: typer.Typer) -> None:
     """Put the commands into the program."""
     for command in (status, reproduce, diff, sweep, deliver):
         app.command()(command)
+    app.add_typer(runs, name="runs")

@@ -17,9 +17,11 @@ from uuid import uuid4
 
 from llm.errors import WordmillError
 from pipeline import apart, compare, dvc, presets
+from pipeline.git import check_own_repository
 from stages import delivery, lineage, params, provenance, schema, sweep_run
 from stages.metrics import figures
-from stages.tracking_uri import experiment_name, tracking_uri
+from stages.tracking_uri import environment as tracking_environment
+from stages.uncommitted import uncommitted
 
 FOLDER = Path("runs/sweep")
 LIMIT = 1000  # points: more is a slip of the hand
@@ -73,10 +75,10 @@ def sweep(grid: Sequence[Point], tell: Callable[[str], None], run_one: "RunOne |
     axes = {name: list(dict.fromkeys(map(_key, (point.values[name] for point in grid)))) for name in grid[0].values}
     if provenance.commit() is None:
         raise WordmillError("a sweep needs a git repository with a commit")
+    check_own_repository()
     parent = sweep_run.begin(axes)
     environment = {
-        "MLFLOW_TRACKING_URI": tracking_uri(),
-        "MLFLOW_EXPERIMENT_NAME": experiment_name(),
+        **tracking_environment(),
         "WORDMILL_SWEEP": parent or "",
         "DVC_ROOT": "",
     }
@@ -98,7 +100,7 @@ def sweep(grid: Sequence[Point], tell: Callable[[str], None], run_one: "RunOne |
 def rebuild(point: Point, folder: Path, environment: Mapping[str, str], tell: Callable[[str], None]) -> Outcome:
     """Bring one point up to date in a worktree at `folder`, and read its figures."""
     outcome = Outcome(point)
-    commit, (patch, left_out) = provenance.commit(), provenance.uncommitted()
+    commit, (patch, left_out) = provenance.commit(), uncommitted()
     assert commit
 
     def listen(line: str) -> None:

@@ -26,9 +26,9 @@ from ruamel.yaml import YAML
 
 from llm.errors import TransientError, WordmillError
 from pipeline import apart, dvc
-from pipeline.git import git
+from pipeline.git import check_own_repository, git
 from stages import delivery
-from stages.tracking_uri import is_sqlite, sqlite_path, tracking_uri
+from stages.tracking_uri import environment as tracking_environment
 
 WORKTREES = Path("runs/worktrees")
 SHARED = Path("runs/shared")
@@ -60,6 +60,7 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
     The working directory is a checkout; inside the block it is the worktree.
     """
     root = Path.cwd()
+    check_own_repository()
     revision = _resolved(commit)
     (root / WORKTREES).mkdir(parents=True, exist_ok=True)
     folder = root / WORKTREES / name
@@ -69,10 +70,7 @@ def worktree(commit: str, name: str) -> Iterator[Worktree]:
         lock.acquire(timeout=0)
         git("worktree", "add", "--force", "--detach", str(folder), revision)
     try:
-        store = tracking_uri()
-        if is_sqlite(store):  # it may be named from here
-            store = f"sqlite:///{sqlite_path(store).absolute()}"
-        environment = {"MLFLOW_TRACKING_URI": store}
+        environment = tracking_environment()  # a relative address is meant from here
         _share(root, folder)
         os.chdir(folder)  # from here on, what DVC is asked for is the worktree's
         dvc.checkout()
@@ -133,9 +131,9 @@ def _share(root: Path, folder: Path) -> None:
 
 
 def _clear(root: Path) -> None:
-    """Remove the worktrees whose process is no more."""
+    """Remove the worktrees whose process is no more. What has no lock beside it is none of them."""
     for folder in (root / WORKTREES).iterdir():
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink() and Path(_lock(folder).lock_file).exists():
             with contextlib.suppress(Timeout), _lock(folder).acquire(timeout=0):
                 delivery.take_over(folder, root)
                 _remove(folder)

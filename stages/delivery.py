@@ -2,11 +2,11 @@
 
 What a store that was down did not take lies in runs/undelivered/, a file for each stage: the header, then the events.
 It is delivered by the next stage that finds the same store again, beside its own work, or by `wordmill deliver`. A file
-is removed when all of it is in the store; delivering the same twice does no harm.
+is removed when all of it is in the store; delivering the same twice does no harm. A file that is damaged is renamed, so
+that it is told once, and holds back no other.
 """
 
 import contextlib
-import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -16,13 +16,21 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llm.errors import WordmillError
-from stages import processes
+from stages import processes, sqlite_store
+from stages.kept_events import DamagedFileError, read, read_header
 from stages.mailbox import Event, Unavailable, serve
-from stages.stage_run import StageRun
-from stages.tracking_uri import without_secrets
+from stages.stage_run import StageRun, moment
+from stages.store import answers
+from stages.tracking_uri import tracking_uri, without_secrets
 
 UNDELIVERED = Path("runs/undelivered")
 PATIENCE = 5.0  # seconds that a stage at its end may wait for the rest of what others have left
+
+
+def preparation(start: dict[str, Any]) -> Callable[[], None] | None:
+    """Add what describes the moment to the header; then what must be done before its store can be opened."""
+    start["moment"] = moment()
+    return sqlite_store.preparation(tracking_uri())
 
 
 def connect(start: dict[str, Any]) -> "Courier":
@@ -34,8 +42,9 @@ class Courier:
     """A stage's run, and a thread that delivers meanwhile what others have left for the same store."""
 
     def __init__(self, start: dict[str, Any]) -> None:
-        self._run = StageRun(start)
-        self._thread = threading.Thread(target=self._others, args=(start["uri"],), daemon=True)
+        uri = tracking_uri()
+        self._run = StageRun(start, uri)
+        self._thread = threading.Thread(target=self._others, args=(uri,), daemon=True)
         self._thread.start()
 
     def deliver(self, events: Sequence[Event]) -> None:
@@ -51,24 +60,56 @@ class Courier:
 def deliver_kept(uri: str, tell: Callable[[str], None], only_same_store: bool = False) -> int:
     """Deliver to the store at `uri` what is in runs/undelivered/, oldest first; how many files there were.
 
-    Files of stages that still run are left alone. Raises Unavailable if the store does not take them.
+    Files of stages that still run are left alone, and so are those that the store refuses, with a line each. Raises
+    Unavailable if the store is down.
     """
     count = 0
     for path in sorted(UNDELIVERED.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
-        with contextlib.suppress(Timeout, FileNotFoundError), FileLock(path.with_suffix(".lock"), timeout=0):
-            start, events = _read(path)
-            alive = processes.started(int(start["pid"])) == start["started"]
-            if alive or (only_same_store and start["uri"] != uri):
-                continue
-            try:
-                StageRun({**start, "uri": uri}, late=True).deliver(events)
-            except WordmillError as error:
-                raise Unavailable(str(error)) from None
-            path.unlink()
-            count += 1
-            tell(f"{start['stage']}: {len(events)} events that were kept are now in {without_secrets(uri)}")
-        path.with_suffix(".lock").unlink(missing_ok=True)
+        lock = path.with_suffix(".lock")
+        with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+            count += path.exists() and _deliver_file(path, uri, tell, only_same_store)
+            lock.unlink(missing_ok=True)
     return count
+
+
+def _deliver_file(path: Path, uri: str, tell: Callable[[str], None], only_same_store: bool) -> bool:
+    try:
+        start, events, damaged = read(path)
+    except DamagedFileError as error:
+        _set_aside(path, str(error), tell)
+        return False
+    alive = processes.started(int(start["pid"])) == start["started"]
+    if alive or (only_same_store and without_secrets(start["uri"]) != without_secrets(uri)):
+        return False
+    try:
+        StageRun(start, uri, late=True).deliver(events)
+    except WordmillError as error:
+        if not only_same_store:
+            tell(f"{path}: not delivered: {error}")
+        return False
+    except Unavailable as error:
+        if not answers(uri):
+            raise
+        _set_aside(path, f"the store does not take it: {error}", tell)
+        return False
+    except Exception as error:  # its values are not what a stage writes
+        _set_aside(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", tell)
+        return False
+    path.unlink()
+    tell(f"{start['stage']}: {len(events)} events that were kept are now in {without_secrets(uri)}")
+    if damaged:
+        tell(f"warning: {path}: {damaged} damaged lines were left out")
+    return True
+
+
+def _set_aside(path: Path, reason: str, tell: Callable[[str], None]) -> None:
+    aside = path.with_suffix(".damaged")
+    try:
+        path.rename(aside)
+        what = f"is now {aside.name}; mend it and rename it back, or remove it"
+    except OSError as error:
+        what = f"cannot be renamed ({error.strerror}); remove it"
+    tell(f"warning: {path}: not delivered: {reason}; the file {what}")
 
 
 def take_over(folder: Path, root: Path) -> None:
@@ -81,27 +122,11 @@ def take_over(folder: Path, root: Path) -> None:
 def are_kept(uri: str) -> bool:
     """Whether events of some stage wait for the store at `uri`."""
     for path in UNDELIVERED.glob("*.jsonl"):
-        with contextlib.suppress(OSError, json.JSONDecodeError), path.open(encoding="utf-8") as file:
-            if json.loads(file.readline()).get("uri") == uri:
+        with contextlib.suppress(DamagedFileError):
+            if without_secrets(read_header(path)["uri"]) == without_secrets(uri):
                 return True
     return False
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Event]]:
-    """The header and the events of a file; one that ends in the middle of a line, or without an end, is closed."""
-    events: list[Event] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # the machine went down as it was written
-            events.append(json.loads(line))
-    headers = [event for event in events if event["kind"] == "start"]
-    if not headers:
-        raise WordmillError(f"{path}: holds no header, so nobody knows whose events these are; remove it")
-    rest = [event for event in events if event["kind"] != "start"]
-    if not rest or rest[-1]["kind"] != "end":
-        last = rest[-1]["time"] if rest else headers[0]["time"]
-        rest.append({"kind": "end", "time": last, "status": "KILLED", "error": ""})
-    return dict(headers[0]), rest
-
-
 if __name__ == "__main__":
-    serve(connect)
+    serve(connect, preparation)

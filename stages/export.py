@@ -82,6 +82,7 @@ def run(params: Params, stage: Stage) -> None:
         "model": config.model,
         "weights": weights,
         "bits_per_byte": repr(evaluated["test"]["bits_per_byte"]),
+        "test_documents": f"{evaluated['test']['documents']:.0f}",
         "test_text": hashlib.sha256(json.dumps(corpus["splits"]["test"], sort_keys=True).encode()).hexdigest(),
     }
     stage.model(source.folder, config.registered_model, version)

@@ -6,6 +6,8 @@ out, so that two rebuilds, or a rebuild and a folder, are compared without any f
 """
 
 import json
+import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,17 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm.errors import WordmillError
-from stages import lineage
+from stages import lineage, sqlite_store
 from stages.mailbox import Unavailable
-from stages.tracking_uri import (
-    client,
-    experiment_name,
-    is_sqlite,
-    reachable,
-    sqlite_path,
-    tracking_uri,
-    without_secrets,
-)
+from stages.stage_run import LEFT_OUT
+from stages.store import client, reachable
+from stages.tracking_uri import experiment_name, is_sqlite, sqlite_path, tracking_uri, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +27,8 @@ if TYPE_CHECKING:
 
 LATEST = "latest"
 SHORTEST = 4  # characters of a run's id that may stand for it
+LISTED = 10  # runs that are named where a word stands for several
+REBUILD = "tags.`wordmill.kind` = 'rebuild'"
 
 
 @dataclass(frozen=True)
@@ -50,14 +48,14 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Rebuild:
-    """One rebuild. `patch` leads from `commit` to its code; `left_out` names the files too big to be in it."""
+    """One rebuild. `patch` leads from `commit` to its code; `left_out` has SHA-256 by path of what is in neither."""
 
     run_id: str
     name: str
     status: str
     commit: str | None
     patch: bytes
-    left_out: tuple[str, ...]
+    left_out: Mapping[str, str]
     params: str  # the text of params.yaml
     metrics: Mapping[str, float]
     stages: Mapping[str, StageRecord]
@@ -74,6 +72,8 @@ def find(text: str) -> Rebuild:
     try:
         with reachable(uri):
             mlflow = client(uri)
+            if is_sqlite(uri):
+                sqlite_store.relocate(sqlite_path(uri), lambda line: print(line, file=sys.stderr))
             return _rebuild(mlflow, _run(mlflow, text))
     except Unavailable as error:
         raise WordmillError(f"MLflow: {error}") from None
@@ -82,23 +82,42 @@ def find(text: str) -> Rebuild:
 def _run(mlflow: "MlflowClient", text: str) -> "Run":
     name = experiment_name()
     experiment = mlflow.get_experiment_by_name(name)
-    found: list[Run] = []
-    if experiment is not None:
-        found = list(mlflow.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
-    rebuilds = [run for run in found if run.data.tags.get("wordmill.kind") == "rebuild"]
+
+    def search(query: str, limit: int) -> "list[Run]":
+        newest_first = ["attributes.start_time DESC"]
+        place = [experiment.experiment_id] if experiment else []
+        return list(mlflow.search_runs(place, query, max_results=limit, order_by=newest_first)) if place else []
+
     if text == LATEST:
-        matching = [run for run in rebuilds if run.info.status == "FINISHED"][:1]
+        matching = search(f"{REBUILD} AND attributes.status = 'FINISHED'", 1)
     else:
-        ids = [run for run in found if len(text) >= SHORTEST and run.info.run_id.startswith(text)]
-        matching = ids or [run for run in rebuilds if run.info.run_name == text]
+        matching = [run] if (run := _by_id(mlflow, text)) else []
+        if not matching and re.fullmatch(f"[0-9a-f]{{{SHORTEST},31}}", text):
+            matching = search(f"attributes.run_id LIKE '{text}%'", LISTED)
+        if not matching and not {"'", '"'} <= set(text):
+            quote = '"' if "'" in text else "'"
+            matching = search(f"{REBUILD} AND attributes.run_name = {quote}{text}{quote}", LISTED)
     if len(matching) == 1:
         tags = matching[0].data.tags
         is_stage = tags.get("wordmill.kind") == "stage"
         return mlflow.get_run(tags["mlflow.parentRunId"]) if is_stage else matching[0]
     if matching:
         raise WordmillError(f"{text}: several runs: {', '.join(run.info.run_id for run in matching)}; give an id")
-    newest = "; ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in rebuilds[:5])
+    newest = "; ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in search(REBUILD, 5))
     raise WordmillError(f"{text}: no such run in experiment {name}; {f'the newest are {newest}' if newest else 'none'}")
+
+
+def _by_id(mlflow: "MlflowClient", text: str) -> "Run | None":
+    from mlflow.exceptions import MlflowException
+
+    if not re.fullmatch("[0-9a-f]{32}", text):
+        return None
+    try:
+        return mlflow.get_run(text)
+    except MlflowException as error:
+        if error.get_http_status_code() == 404:
+            return None
+        raise
 
 
 def _rebuild(mlflow: "MlflowClient", run: "Run") -> Rebuild:
@@ -106,7 +125,6 @@ def _rebuild(mlflow: "MlflowClient", run: "Run") -> Rebuild:
     linked = {name.removeprefix("stage."): tags[name] for name in tags if name.startswith("stage.")}
     order = [stage.name for stage in lineage.declared()]
     names = sorted(linked, key=lambda name: order.index(name) if name in order else len(order))
-    left_out = tags.get("git.left_out_of_patch", "")
     params = _artifact(mlflow, run, "params.yaml")
     return Rebuild(
         run_id=run.info.run_id,
@@ -114,11 +132,18 @@ def _rebuild(mlflow: "MlflowClient", run: "Run") -> Rebuild:
         status=run.info.status,
         commit=tags.get("mlflow.source.git.commit"),
         patch=_artifact(mlflow, run, "code/uncommitted.patch") or b"",
-        left_out=tuple(left_out.split(", ")) if left_out else (),
+        left_out=_left_out(mlflow, run),
         params=(params or b"").decode(),
         metrics=dict(run.data.metrics),
         stages={name: _stage(mlflow, name, mlflow.get_run(linked[name])) for name in names},
     )
+
+
+def _left_out(mlflow: "MlflowClient", run: "Run") -> dict[str, str]:
+    if content := _artifact(mlflow, run, LEFT_OUT):
+        return dict(json.loads(content))
+    names = run.data.tags.get("git.left_out_of_patch", "")  # of earlier versions: names alone, as a tag
+    return dict.fromkeys(names.split(", ") if names else [], "")
 
 
 def _stage(mlflow: "MlflowClient", name: str, run: "Run") -> StageRecord:

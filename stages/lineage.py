@@ -27,6 +27,8 @@ from stages.params import PARAMS
 from stages.processes import host, started
 
 PIPELINE = Path("dvc.yaml")
+LOCK = Path("dvc.lock")
+KEPT_LOCK = Path("runs/dvc.lock")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,44 @@ def derived(
         known |= outputs_of(stage.name, stage_key) or {}
 
 
+def keep_lock() -> None:
+    """Keep a copy of dvc.lock, which a kill may cut: DVC overwrites it in place (`pipeline.repair`)."""
+    try:
+        content = LOCK.read_bytes()
+        if not isinstance(YAML(typ="safe").load(content), dict):
+            return
+    except (OSError, YAMLError):
+        return
+    half = KEPT_LOCK.with_name(f"{KEPT_LOCK.name}.{os.getpid()}")
+    half.write_bytes(content)
+    half.replace(KEPT_LOCK)
+
+
+def recorded(stage: Declared, sections: Mapping[str, Any], path: Path = LOCK) -> str:
+    """What dvc.lock says of a stage, as a digest, while it is of other inputs than the present ones; else empty.
+
+    `sections` are those of params.yaml. Of a folder, the digest that its maker's entry has is the present one.
+    """
+    try:
+        entries = YAML(typ="safe").load(path)["stages"]
+    except (OSError, YAMLError, TypeError, KeyError):
+        entries = {}
+    entry = entries.get(stage.name) or {}
+    text = json.dumps(entry, sort_keys=True, default=str)
+    found = hashlib.sha256(text.encode()).hexdigest()
+    made = {out["path"]: out.get("md5") for other in entries.values() for out in other.get("outs", [])}
+    deps = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
+    params = entry.get("params", {}).get("params.yaml", {})
+    if set(deps) != set(stage.deps) or _numbers(params) != _numbers(sections):
+        return found
+    for name, md5 in deps.items():
+        file = Path(name)
+        now = hashlib.md5(file.read_bytes()).hexdigest() if file.is_file() else made.get(name)
+        if now != md5:
+            return found
+    return ""
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, or of a folder's relative names and contents in sorted order. Raises WordmillError."""
     if path.is_file():
@@ -155,6 +195,18 @@ def modified(path: Path) -> int:
     """
     files = [path, *path.rglob("*")] if path.exists() else []
     return max((file.stat().st_mtime_ns for file in files), default=0)
+
+
+def _numbers(value: Any) -> Any:
+    """A value with texts such as 1e-3 as numbers: the fast YAML reader, of version 1.1, takes them for texts."""
+    if isinstance(value, Mapping):
+        return {name: _numbers(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_numbers(each) for each in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _is_dvc(process: psutil.Process) -> bool:

@@ -5,11 +5,16 @@ in batches. (A thread would not do: beside a stage that computes in Python it ge
 that importing MLflow alone takes ten seconds.) When the stage is killed the pipe closes, and the process still closes
 the run.
 
+Stage and process talk through two pipes that nobody else knows of: events go one way, notices the other. Any library
+may write to standard output or read standard input: MLflow's client prints there at the end of a run. So the process's
+standard output goes to standard error, and its standard input is empty.
+
 What the receiver cannot take is kept as JSON lines in a file, with one warning, and from then on everything goes
 there: a store that has failed is not asked again in the middle of a training. A receiver that says at the start that
 it is wrongly set up is the user's mistake, and is raised at the next post.
 """
 
+import contextlib
 import json
 import os
 import queue
@@ -22,12 +27,14 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, TextIO
 
 from llm.errors import WordmillError
 
 Event = Mapping[str, Any]  # plain data: "kind", "time" (milliseconds since 1970) and what belongs to the kind
+POLL_SECONDS = 0.2
 KILLED_PATIENCE = 8.0  # seconds for the last delivery when the stage was killed: others wait for its end
+PREPARATION_PATIENCE = 600.0  # seconds that a stage waits for a store that is being made
 
 
 class Unavailable(Exception):
@@ -39,8 +46,27 @@ class Receiver(Protocol):
         """Take the events, in order. Raises Unavailable."""
 
 
+class Preparation:
+    """Whether the store is being made now. Both ends of the pipes know it: patience counts from its end."""
+
+    def __init__(self) -> None:
+        self._active = False
+        self._ended = 0.0
+
+    def set(self, active: bool) -> None:
+        if self._active and not active:
+            self._ended = time.monotonic()
+        self._active = active
+
+    def deadline(self, closed: float, patience: float, killed: bool) -> float:
+        """When to give up, if the stage has ended at `closed`. Nobody waits for a preparation after a kill."""
+        if killed:
+            return closed + patience
+        return closed + PREPARATION_PATIENCE if self._active else max(closed, self._ended) + patience
+
+
 class Mailbox:
-    """The stage's end of the pipe. `module` is run as a program and calls `serve`; `header` is its first event.
+    """The stage's end of the pipes. `module` is run as a program and calls `serve`; `header` is its first event.
 
     A thread writes, so that the stage goes on even where the pipe is full, since the process at its other end hangs.
     """
@@ -49,14 +75,21 @@ class Mailbox:
         self._kept = kept
         self._header = header
         self._refused: WordmillError | None = None
+        self._preparation = Preparation()
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(kept)],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        events, self._events = os.pipe()
+        self._notices, notices = os.pipe()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", module, str(kept), str(events), str(notices)],
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(events, notices),
+            )
+        finally:
+            os.close(events)
+            os.close(notices)
         self._waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._put(header)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._send, self._listen)]
@@ -70,13 +103,18 @@ class Mailbox:
         self._put({"kind": kind, "time": now(), **content})
 
     def close(self, patience: float, **last: Any) -> None:
-        """Hand over the last event, kind `end`, and wait for at most `patience` seconds until all is delivered."""
+        """Hand over the last event, kind `end`, and wait for at most `patience` seconds until all is delivered.
+
+        A stage that was not killed also waits until the store is made.
+        """
         self._put({"kind": "end", "time": now(), "patience": patience, **last})
         self._waiting.put(None)
-        try:
-            self._process.wait(patience + 5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        closed = time.monotonic()
+        while self._process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(POLL_SECONDS)
+            if time.monotonic() > self._preparation.deadline(closed, patience + 5, last.get("status") == "KILLED"):
+                self._process.kill()
         if status := self._process.wait():
             print(f"warning: the tracking process ended with status {status}", file=sys.stderr, flush=True)
         for thread in self._threads:
@@ -88,9 +126,8 @@ class Mailbox:
         self._waiting.put(json.dumps(event, default=str).encode() + b"\n")
 
     def _send(self) -> None:
-        assert self._process.stdin
         try:
-            with self._process.stdin as pipe:
+            with os.fdopen(self._events, "wb") as pipe:
                 while line := self._waiting.get():
                     pipe.write(line)
                     pipe.flush()
@@ -101,10 +138,13 @@ class Mailbox:
                 line = self._waiting.get()
 
     def _listen(self) -> None:
-        assert self._process.stdout
-        with self._process.stdout:
-            for line in self._process.stdout:
-                self._refused = WordmillError(line.decode().strip())
+        with os.fdopen(self._notices, "rb") as pipe:
+            for line in pipe:
+                notice = json.loads(line)
+                if "refused" in notice:
+                    self._refused = WordmillError(notice["refused"])
+                else:
+                    self._preparation.set(notice["preparing"])
 
 
 def now() -> int:
@@ -112,27 +152,48 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def serve(connect: Callable[[dict[str, Any]], Receiver], interval: float = 3.0) -> None:
-    """The process's end of the pipe: take events from standard input to the receiver that `connect` opens.
+def serve(
+    connect: Callable[[dict[str, Any]], Receiver],
+    preparation: Callable[[dict[str, Any]], Callable[[], None] | None] = lambda header: None,
+    interval: float = 3.0,
+) -> None:
+    """The process's end of the pipes: take events to the receiver that `connect` opens.
 
-    `connect` gets the header, and may add to it what must be kept with it if the receiver fails.
+    `connect` and `preparation` get the header, and may add to it what must be kept with it if the receiver fails.
+    `preparation` returns what must be done before the store can be opened at all, such as making it; a stage's patience
+    does not end it.
 
     `interval` is the time between deliveries in seconds: each costs the same whether it holds one event or hundreds.
     """
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)  # it ends when its stage does, and not before
-    _Delivery(connect, Path(sys.argv[1]), interval).run()
+    os.dup2(sys.stderr.fileno(), 1)  # also for what libraries that are not in Python print
+    sys.stdout = sys.stderr
+    events, notices = os.fdopen(int(sys.argv[2]), "rb"), os.fdopen(int(sys.argv[3]), "w", encoding="utf-8")
+    _Delivery(connect, preparation, Path(sys.argv[1]), interval, events, notices).run()
     sys.stderr.flush()
     os._exit(0)  # the stage is waiting, and taking down so many modules in order takes a while
 
 
 class _Delivery:
-    def __init__(self, connect: Callable[[dict[str, Any]], Receiver], kept: Path, interval: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[dict[str, Any]], Receiver],
+        preparation: Callable[[dict[str, Any]], Callable[[], None] | None],
+        kept: Path,
+        interval: float,
+        events: BinaryIO,
+        notices: TextIO,
+    ) -> None:
         self._connect = connect
+        self._prepare_store = preparation
+        self._preparation = Preparation()
         self._kept = kept
         self._interval = interval
+        self._events = events
+        self._notices = notices
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
-        self._header: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+        self._header: dict[str, Any] = json.loads(events.readline())
         self._in_hand: list[Event] = [self._header]
         self._failed = False
         self._refused = False
@@ -141,7 +202,11 @@ class _Delivery:
         threading.Thread(target=self._read, daemon=True).start()
 
     def run(self) -> None:
-        receiver = self._attempt(lambda: self._connect(self._header))
+        receiver = None
+        self._attempt(self._prepare)
+        if not self._failed and not self._refused:
+            self._in_hand = [self._header]
+            receiver = self._attempt(lambda: self._connect(self._header))
         going = True
         while going:
             event = self._queue.get()
@@ -161,10 +226,27 @@ class _Delivery:
                 keep(self._kept, batch)
         self._done.set()
 
+    def _prepare(self) -> None:
+        if work := self._prepare_store(self._header):
+            self._announce(True)
+            try:
+                work()
+            finally:
+                self._announce(False)
+
+    def _announce(self, preparing: bool) -> None:
+        self._preparation.set(preparing)
+        self._notify(preparing=preparing)
+
+    def _notify(self, **notice: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the stage was killed
+            self._notices.write(json.dumps(notice) + "\n")
+            self._notices.flush()
+
     def _read(self) -> None:
         """Empty the pipe at all times; at its end, wait for the deliveries for so long as the stage is patient."""
         last: Event = {}
-        for line in sys.stdin.buffer:
+        for line in self._events:
             last = json.loads(line)
             self._queue.put(last)
         if last.get("kind") != "end":
@@ -172,7 +254,7 @@ class _Delivery:
             self._queue.put(last)
         self._queue.put(None)
         self._closing.set()
-        if not self._done.wait(last["patience"]):
+        if not self._wait_until_done(last):
             waiting: list[Event] = []
             while not self._queue.empty():
                 if (event := self._queue.get()) is not None:
@@ -180,6 +262,13 @@ class _Delivery:
             self._fail(f"the store did not answer within {last['patience']:.0f} s")
             keep(self._kept, waiting)
             os._exit(0)
+
+    def _wait_until_done(self, last: Event) -> bool:
+        closed = time.monotonic()
+        while not self._done.wait(POLL_SECONDS):
+            if time.monotonic() > self._preparation.deadline(closed, last["patience"], last["status"] == "KILLED"):
+                return False
+        return True
 
     def _attempt(self, work: Callable[[], Any]) -> Any:
         """The result of `work`, or None when the receiver failed, and then what was in hand is in the file."""
@@ -189,7 +278,7 @@ class _Delivery:
             return result
         except WordmillError as error:
             self._refused = True
-            print(error, flush=True)  # to the stage, which raises it
+            self._notify(refused=str(error))  # the stage raises it
         except Unavailable as error:
             self._fail(str(error))
         except Exception:  # a bug: its traceback is shown, and the stage still ends with its result

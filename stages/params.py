@@ -13,7 +13,6 @@ read as version 1.2, as DVC reads it, so `1e-3` is a number.
 """
 
 import difflib
-import glob
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -25,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from llm.errors import ConfigError, WordmillError
+from llm.file_patterns import match, no_file
 
 PARAMS = Path("params.yaml")
 SECTIONS = (
@@ -101,9 +101,8 @@ def named_files(values: Mapping[str, Any]) -> list[Path]:
     for name, value in values.items():
         if name.rpartition(".")[2] in NAMING:
             for pattern in filter(None, [value] if isinstance(value, str) else value):
-                # pathlib's own globbing takes no absolute pattern
-                matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-                found.update(dict.fromkeys(map(Path, matches)))
+                paths = match(pattern).paths
+                found.update(dict.fromkeys(path for path in paths if path.exists() and not no_file(path)))
     return list(found)
 
 

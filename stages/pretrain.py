@@ -23,7 +23,7 @@ from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel, check
-from llm.pretrain import PretrainConfig, pretrain
+from llm.pretrain import PretrainConfig, last_before_decay, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
 from llm.training_state import Record
@@ -62,6 +62,8 @@ def run(params: Params, stage: Stage) -> None:
     print(parameter_table(params.model, tokenizer.vocab_size), flush=True)
     stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
     stage.tags({"device": str(compute)})
+    if (before_decay := last_before_decay(config)) is not None:
+        stage.kept_steps.add(before_decay)  # a longer run shares its beginning
     records: list[Record] = []
     with stage.stopping() as stopping, Teller(stage, config.steps) as tell:
         if several:
@@ -108,7 +110,8 @@ def trained(
         (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
         return tokenizer.decode(ids)
 
-    return pretrain(model, batches, config, compute, evaluate, write, scratch, stopping, parallel)
+    origin = {"tokenizer": tokenizer.fingerprint, "shards": batches.shards.digest}
+    return pretrain(model, batches, config, compute, evaluate, write, scratch, stopping, parallel, origin)
 
 
 def one_of_several(process: Process) -> None:

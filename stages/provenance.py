@@ -12,11 +12,6 @@ from pathlib import Path
 
 import psutil
 
-# A patch that `git apply` takes, whatever the user has set for reading diffs.
-DIFF = (
-    *("git", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
-    *("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary"),
-)
 # Instruction sets between which libraries choose: sums come out in another order.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "asimd")
 # What the user may have set that changes the arithmetic.
@@ -24,28 +19,11 @@ SETTINGS = (
     *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
     *("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 )
-LARGEST_UNTRACKED = 1_000_000  # bytes; a bigger file that git does not know is data, not code
 
 
 def commit() -> str | None:
     """The commit that is checked out; None outside a git repository."""
     return _output("git", "rev-parse", "HEAD")
-
-
-def uncommitted() -> tuple[bytes, list[str]]:
-    """A patch from the commit to the files as they are, new files included, and the paths too big to be in it."""
-    patch = _bytes(*DIFF, "HEAD") or b""
-    untracked = (_bytes("git", "ls-files", "--others", "--exclude-standard", "-z") or b"").split(b"\0")
-    left_out = []
-    for name in sorted(os.fsdecode(raw) for raw in untracked if raw):
-        path = Path(name)
-        if path.is_symlink() or not path.is_file():
-            continue
-        if path.stat().st_size > LARGEST_UNTRACKED:
-            left_out.append(name)
-        else:
-            patch += _bytes(*DIFF, "--no-index", "--", os.devnull, name, statuses=(0, 1)) or b""
-    return patch, left_out
 
 
 def packages() -> str:
@@ -95,11 +73,11 @@ def _cpu() -> str:
 
 
 def _output(*command: str) -> str | None:
-    found = _bytes(*command)
+    found = program_output(*command)
     return found.decode(errors="replace").strip() if found is not None else None
 
 
-def _bytes(*command: str, statuses: tuple[int, ...] = (0,)) -> bytes | None:
+def program_output(*command: str, statuses: tuple[int, ...] = (0,)) -> bytes | None:
     """What a program prints; None if it is not installed, takes too long, or ends with another status."""
     try:
         done = subprocess.run(command, capture_output=True, timeout=20, check=False)

@@ -1,21 +1,25 @@
 """MLflow's model registry: every exported model a version, and the best of them under the alias `champion`.
 
 A version is a pyfunc model from code (`stages/mlflow_model.py`), with signature and input example, among the artifacts
-of the run that exported it. The same weights are registered once, however often a rebuild makes them. `champion` is the
-version with the fewest bits per byte among those that were evaluated on the same test text as the model that was
-exported last: figures on other text say nothing about which is better.
+of the run that exported it. The same weights are registered once, however often a rebuild makes them.
+
+The rule of promotion is `is_better`: an exported model becomes the champion if there is none, or if it was evaluated on
+the very test text of the present champion and has fewer bits per byte there. Figures on other text say nothing about
+which is better, so a model of another text never takes the place by itself.
 """
 
 import importlib.metadata
 import logging
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.store import every
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 CODE = Path(__file__).with_name("mlflow_model.py")
 LIBRARY = Path(__file__).parents[1] / "llm"
@@ -34,12 +38,14 @@ DEFAULTS = {
     "seed": 1,
 }
 CHAMPION = "champion"
+SAME = ("test_text", "test_documents")  # tags that two models must share to be compared
 
 
 def register(client: "MlflowClient", run_id: str, folder: Path, name: str, tags: Mapping[str, str]) -> None:
     """Make the model in `folder` a version of the registered model `name`, and renew its champion.
 
-    `tags` are the version's: among them `weights` and `test_text`, which are digests, and `bits_per_byte`.
+    `tags` are the version's: among them `weights` and `test_text`, which are digests, `test_documents`, the number of
+    documents of it that were evaluated, and `bits_per_byte`.
     """
     from mlflow.exceptions import MlflowException
 
@@ -47,7 +53,7 @@ def register(client: "MlflowClient", run_id: str, folder: Path, name: str, tags:
         client.get_registered_model(name)
     except MlflowException:
         client.create_registered_model(name, description="Models that Wordmill's stage `export` wrote.")
-    versions = list(client.search_model_versions(f"name = '{name}'"))
+    versions = every(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token))
     version = next((found for found in versions if found.tags.get("weights") == tags["weights"]), None)
     if version is None:
         with tempfile.TemporaryDirectory() as made:
@@ -56,11 +62,30 @@ def register(client: "MlflowClient", run_id: str, folder: Path, name: str, tags:
         source = f"{client.get_run(run_id).info.artifact_uri}/model"
         text = f"{float(tags['bits_per_byte']):.4f} bits per byte on the test text; run {run_id}"
         version = client.create_model_version(name, source, run_id, tags=dict(tags), description=text)
-        versions = [version, *versions]
     client.set_tag(run_id, "wordmill.model_version", f"{name}/{version.version}")
-    rivals = [found for found in versions if found.tags.get("test_text") == tags["test_text"]]
-    best = min(rivals, key=lambda found: (float(found.tags["bits_per_byte"]), int(found.version)))
-    client.set_registered_model_alias(name, CHAMPION, best.version)
+    champion = _champion(client, name)
+    if champion and champion.version == version.version:
+        better, why = False, "it is the champion already"
+    else:
+        better, why = is_better(tags, champion.tags if champion else None)
+    if better:
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+    client.set_tag(run_id, "wordmill.promotion", f"{'promoted' if better else 'not promoted'}: {why}")
+
+
+def is_better(candidate: Mapping[str, str], champion: Mapping[str, str] | None) -> tuple[bool, str]:
+    """Whether a model becomes the champion, by the tags of both versions, and why."""
+    if champion is None:
+        return True, "there was no champion"
+    if any(name in champion and champion[name] != candidate.get(name) for name in SAME) or SAME[0] not in champion:
+        return False, "the champion was evaluated on other text"
+    ours, theirs = float(candidate["bits_per_byte"]), float(champion["bits_per_byte"])
+    return ours < theirs, f"{ours:.4f} bits per byte on the test text, the champion has {theirs:.4f}"
+
+
+def _champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    return client.get_model_version(name, version) if version else None
 
 
 def _released(package: str) -> str:
@@ -73,7 +98,6 @@ def _save(folder: Path, path: Path) -> None:
     import pandas as pd
     from mlflow.models import infer_signature
 
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     for noisy in ("mlflow.pyfunc", "mlflow.utils.requirements_utils", "mlflow.models.model"):
         logging.getLogger(noisy).setLevel(logging.ERROR)  # it would have type hints, which cannot name a column
     example = pd.DataFrame({"prompt": [EXAMPLE]})

@@ -6,6 +6,8 @@ it had finished, and take their place when all are whole and opened as training 
 and in each source of it, goes to reports/shards/splits.json, how large the training split is to reports/shards.json.
 """
 
+import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from stages.stage import Stage, main
 
 CORPUS = Path("data/corpus")
 OUT = Path("data/shards")
+RECORD = re.compile(r"part-[0-9]+\.json")  # of a part that is done (`llm.corpus_shards`)
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,24 @@ def run(params: Params, stage: Stage) -> None:
 
 
 def _publish(folder: Path, target: Path) -> None:
-    """Give a finished folder its place, whole or not at all."""
-    for record in folder.glob("part-*.json"):
-        record.unlink()
+    """Give a finished folder its place, whole or not at all; what is in the scratch folder stays there."""
     shutil.rmtree(target, ignore_errors=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     half = target.with_name(target.name + ".half")
     shutil.rmtree(half, ignore_errors=True)
-    shutil.move(folder, half)  # a copy, where runs/ is another file system
+    half.mkdir()
+    for path in folder.iterdir():
+        if not RECORD.fullmatch(path.name):
+            _link(path, half / path.name)
     half.rename(target)
+
+
+def _link(path: Path, new: Path) -> None:
+    """The same file under a second name, so that a run that must publish again encodes nothing."""
+    try:
+        os.link(path, new)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, new)
 
 
 if __name__ == "__main__":

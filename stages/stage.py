@@ -12,31 +12,33 @@
 - holds a lock per stage, for the same reason;
 - gives the stage a scratch folder `runs/<stage>/<fingerprint>/`. The fingerprint is taken from the params and the
   content of every dependency, so a run that was killed finds its own state again, and a changed run never finds a
-  stale one. The folder is removed once the stage has succeeded (`stages.scratch`);
+  stale one (`stages.scratch`);
+- compares params and dependencies at the end with what they were at the beginning, and fails where they differ, since
+  DVC would record the later ones (`stages.inputs`);
 - opens the MLflow run of the stage, and at the end gives it the figures of the stage's metrics files.
 """
 
 import errno
-import hashlib
-import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from llm.errors import WordmillError
-from stages import last_lines
+from stages import last_lines, lineage
 from stages import params as params_file
+from stages.inputs import fingerprint, read
 from stages.lineage import declared, digest
 from stages.metrics import figures
 from stages.processes import die_with_parent
-from stages.scratch import RUNS, scratch
+from stages.scratch import RUNS, finish, scratch
 from stages.tracking import Tracker
 
 LOCK_SECONDS = 10.0  # how long the end of a stopped predecessor may take
@@ -56,6 +58,7 @@ class Stage:
         self.text = tracker.text
         self.model = tracker.model
         self.stopping = _signals.awaited
+        self.kept_steps: set[int] = set()  # checkpoints that stay when the run has finished, besides the newest
 
 
 def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
@@ -79,11 +82,16 @@ def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
     except KeyboardInterrupt:
         print(f"{name}: interrupted; `dvc repro` goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    sys.exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # at once: taking down so many modules in order would give an edit time to come before DVC's hashing
 
 
 def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
-    params = params_file.load(params_type)
+    content = params_file.document()
+    params = params_file.build(params_type, content, params_file.PARAMS.name)
+    if RUNS.exists() and not RUNS.is_dir():
+        raise WordmillError(f"{RUNS}: not a folder, and stages keep their state there; move it away")
     RUNS.mkdir(exist_ok=True)
     lock = FileLock(RUNS / f"{name}.lock")
     try:
@@ -91,17 +99,28 @@ def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
     except Timeout:
         raise WordmillError(f"another `{name}` runs in this folder; wait for it, or stop it, and try again") from None
     with lock:
+        lineage.keep_lock()
         flat = params_file.flat(params)
         declaration = next(stage for stage in declared() if stage.name == name)
-        inputs = {path: digest(Path(path)) for path in declaration.deps}
-        fingerprint = hashlib.sha256(json.dumps([flat, inputs], sort_keys=True).encode()).hexdigest()[:16]
-        tracker = Tracker(stage=name, params=flat, inputs=inputs, key=fingerprint)
-        with scratch(name, fingerprint, params_file.named_files(flat)) as folder, tracker:
-            run(params, Stage(name, folder, tracker))
-            tracker.headlines(figures(name, declaration.metrics))
-            if sources := params_file.named_files(flat):
-                tracker.sources({str(path): digest(path) for path in sources})
-            tracker.outputs({path: digest(Path(path)) for path in declaration.outs})
+        inputs = read(declaration, content)
+        named = [Path(source) for source in inputs.sources]
+        recorded = partial(lineage.recorded, declaration, inputs.sections)
+        key = fingerprint(params, inputs)
+        tracker = Tracker(stage=name, params=flat, inputs=inputs.digests, key=key)
+        with scratch(name, key, flat, named, recorded) as folder:
+            stage = Stage(name, folder, tracker)
+            with tracker:
+                run(params, stage)
+                inputs.check_unchanged()
+                tracker.headlines(figures(name, declaration.metrics))
+                if inputs.sources:
+                    tracker.sources(inputs.sources)
+                tracker.outputs({path: digest(Path(path)) for path in declaration.outs})
+            inputs.check_unchanged()  # the tracker's end takes up to a minute
+            left = finish(name, folder, stage.kept_steps, named, recorded)
+        if left and name == "pretrain":
+            print(f"{name}: for more steps, pretrain.continue_from: {left}", flush=True)
+        inputs.check_unchanged()  # as late as can be: DVC is about to look at them
 
 
 def disk_problem(error: Exception) -> str | None:

@@ -8,6 +8,7 @@ files) before the store is first asked, so that a run that could not be delivere
 import base64
 import contextlib
 import getpass
+import itertools
 import json
 import os
 import re
@@ -21,17 +22,21 @@ from filelock import FileLock, Timeout
 
 from stages import lineage, processes, provenance, registry
 from stages.mailbox import Event, Unavailable
+from stages.store import check_shared_disk, client, every, experiment_id, reachable
 from stages.system_metrics import Sampler
-from stages.tracking_uri import PAGES, client, experiment_id, experiment_name, reachable
+from stages.tracking_uri import PAGES, experiment_name
+from stages.uncommitted import uncommitted
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 LOCK = Path("runs/tracking.lock")
 FILES = (lineage.PARAMS, lineage.PIPELINE, Path("dvc.lock"))
+PAGE = 1000  # runs
 LONGEST_PARAM = 6000  # characters; MLflow's own limits
 LONGEST_TAG = 8000
 LONGEST_DIGEST = 36
+LEFT_OUT = "code/left_out.json"  # artifact: SHA-256 by path of what is in no commit and in no patch
 TOO_LATE = "gone or changed before it was delivered"
 PREFECT = "prefect-"  # the beginning of a rebuild's name in a Prefect flow run; its id follows
 
@@ -43,10 +48,10 @@ class StageRun:
     moment is left out.
     """
 
-    def __init__(self, start: dict[str, Any], late: bool = False) -> None:
-        self._uri: str = start["uri"]
+    def __init__(self, start: dict[str, Any], uri: str, late: bool = False) -> None:
+        self._uri = uri
         if "moment" not in start:
-            start["moment"] = _moment()
+            start["moment"] = moment()
         self._moment: Mapping[str, Any] = start["moment"]
         self._start = start
         self._late = late
@@ -180,6 +185,7 @@ class StageRun:
         if self._start["rebuild"].startswith(PREFECT):
             own["prefect.flow_run_id"] = self._start["rebuild"].removeprefix(PREFECT)
         run = self._client.create_run(self._experiment, self._start["time"], {**own, **tags}, name)
+        check_shared_disk(self._client, self._uri, run)
         return str(run.info.run_id)
 
     def _update_parent(self) -> None:
@@ -271,9 +277,15 @@ class StageRun:
             if run.data.tags.get("wordmill.host") == processes.host()
         )
 
-    def _search(self, query: str, limit: int = 1000) -> list["Run"]:
+    def _search(self, query: str, limit: int | None = None) -> list["Run"]:
+        """The newest first: all of them, or so many."""
         order = ["attributes.start_time DESC"]
-        return list(self._client.search_runs([self._experiment], query, max_results=limit, order_by=order))
+
+        def page(token: str | None) -> Any:
+            size = min(limit or PAGE, PAGE)
+            return self._client.search_runs([self._experiment], query, 1, size, order, token)
+
+        return list(itertools.islice(every(page), limit))
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
@@ -289,7 +301,8 @@ class StageRun:
                 path.write_bytes(patch)
                 self._client.log_artifact(run_id, str(path), "code")
         if left_out := self._moment["left_out"]:
-            self._tag(run_id, {"git.left_out_of_patch": ", ".join(left_out)})
+            self._client.log_text(run_id, json.dumps(left_out, indent=2), LEFT_OUT)
+            self._tag(run_id, {"git.left_out_of_patch": f"{len(left_out)} files, see {LEFT_OUT}"})
 
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -299,9 +312,9 @@ class StageRun:
             self._client.log_batch(run_id, tags=entries[first : first + 100])
 
 
-def _moment() -> dict[str, Any]:
+def moment() -> dict[str, Any]:
     """All that a run tells of the moment in which it began, as plain data."""
-    patch, left_out = provenance.uncommitted()
+    patch, left_out = uncommitted()
     user = None
     with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
         user = getpass.getuser()

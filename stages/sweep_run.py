@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from stages.mailbox import Unavailable
-from stages.tracking_uri import client, experiment_id, experiment_name, reachable, tracking_uri
+from stages.store import client, experiment_id, reachable
+from stages.tracking_uri import experiment_name, tracking_uri
 
 Cells = Sequence[str]
 

@@ -90,6 +90,8 @@ def _monitors() -> list[Any]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
     from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+    import stages.tracking_uri  # noqa: F401, turns telemetry off
+
     psutil.cpu_percent()  # its first answer is always 0
     monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with contextlib.suppress(ImportError, RuntimeError):  # no package, or no GPU

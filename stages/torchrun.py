@@ -57,6 +57,11 @@ def launched(
     for old in (stop, scratch / "failure.json", *scratch.glob("refused-*")):
         old.unlink(missing_ok=True)
     told.write_text("")
+    if (
+        scratch.parent.parent == RUNS and not scratch.parent.is_symlink()
+    ):  # of stopped runs, which `join` must not take for this one
+        for old in scratch.parent.glob("*/job.json"):
+            old.unlink(missing_ok=True)
     (scratch / "job.json").write_text(json.dumps({"module": module, "processes": processes, "params": dict(job)}))
     with log.open("wb") as errors:
         torchrun = subprocess.Popen(

@@ -30,7 +30,7 @@ from typing import Any
 from llm.errors import WordmillError
 from stages import delivery, last_lines, lineage, processes
 from stages.mailbox import KILLED_PATIENCE, Mailbox, now
-from stages.tracking_uri import tracking_uri
+from stages.tracking_uri import tracking_uri, without_secrets
 
 PATIENCE = 60.0  # seconds that a stage waits at its end until all is delivered
 AFTER_FAILURE = 10.0  # the same where the store has not taken an earlier stage's events yet: it is down or slow
@@ -58,7 +58,8 @@ class Tracker:
 
     def __enter__(self) -> "Tracker":
         self._uri = tracking_uri()
-        start = {**self._start, "uri": self._uri, "time": now()}
+        # What cannot be delivered is kept in a file, so no password goes along. The process knows the address itself.
+        start = {**self._start, "uri": without_secrets(self._uri), "time": now()}
         kept = delivery.UNDELIVERED / f"{self._stage}-{self._start['pid']}-{self._start['started']}.jsonl"
         self._mailbox = Mailbox(delivery.__name__, kept, start)
         return self

@@ -35,11 +35,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """MLflow's database, one for the session, since making its tables takes seconds."""
-    from mlflow import MlflowClient  # only here: most tests do without its second of import
+    from stages.store import client  # only here: most tests do without its second of import
 
-    address = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-    MlflowClient(address).search_experiments()
-    return address
+    folder = tmp_path_factory.mktemp("mlflow")
+    client(f"sqlite:///{folder}/mlflow.db")
+    shutil.copy(folder / "mlflow.db", folder / "empty.db")  # for tests that need one of their own
+    return f"sqlite:///{folder}/mlflow.db"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,6 +79,7 @@ class Told:
         self.scratch = Path("runs") / name
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(parents=True)
+        self.kept_steps: set[int] = set()
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         assert all(isinstance(value, float | int) for value in values.values())

@@ -9,7 +9,6 @@ what stands between a `separator`. A binary file is refused: one with NULs befor
 character in ten is not UTF-8. What little is malformed becomes U+FFFD and is counted.
 """
 
-import glob
 import gzip
 import json
 import re
@@ -27,6 +26,8 @@ import zstandard
 from llm.corpus.config import CorpusConfig, endings, kind
 from llm.corpus.normalise import Document, decode
 from llm.errors import WordmillError
+from llm.file_patterns import match, no_file
+from llm.progress import say
 
 CHUNK = 1 << 20  # bytes read at a time
 PACKED_CHUNK = 1 << 14  # the same of a .zst file, which may unpack to a thousand times as much
@@ -70,15 +71,15 @@ def find(patterns: tuple[str, ...], key: str = "corpus.paths") -> list[Path]:
     """The files that paths and globs name, in order, each once. Raises WordmillError, which names `key`."""
     found: dict[Path, None] = {}
     for pattern in patterns:
-        if Path(pattern).exists() or not re.search(r"[*?\[]", pattern):
-            matches = [Path(pattern)]
-        else:
-            # pathlib's own globbing takes no absolute pattern
-            names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-            matches = [path for path in map(Path, names) if path.is_file()]
-            if not matches:
-                raise WordmillError(f"{key}: {pattern}: no file matches (seen from {Path.cwd().name}/)")
-        found.update(dict.fromkeys(matches))
+        matches = match(pattern)
+        if not matches.paths:
+            raise WordmillError(f"{key}: {pattern}: no file matches (seen from {Path.cwd().name}/)")
+        if line := matches.left_out_line(pattern):
+            say(f"{key}: {line}")
+        for path in matches.paths:
+            if kind_of := no_file(path):
+                raise WordmillError(f"{key}: {path}: is {kind_of}; name a file")
+        found.update(dict.fromkeys(matches.paths))
     return list(found)
 
 

@@ -26,10 +26,15 @@ def wsd(step: int, steps: int, warmup: int, lr: float, final_share: float, decay
     """Learning rate of step `step` (from 0) of `steps`: at `lr * final_share` in the last one."""
     if step < warmup:
         return lr * (step + 1) / warmup
-    decaying = min(round(decay_share * steps), steps - warmup)
+    decaying = decay_steps(steps, warmup, decay_share)
     if step < steps - decaying:
         return lr
     return lr * (1 - (1 - final_share) * (step + 1 - (steps - decaying)) / decaying)
+
+
+def decay_steps(steps: int, warmup: int, decay_share: float) -> int:
+    """wsd: how many steps the rate falls for, at the end."""
+    return min(round(decay_share * steps), steps - warmup)
 
 
 def constant(step: int, steps: int, warmup: int, lr: float, final_share: float, decay_share: float = 0.0) -> float:

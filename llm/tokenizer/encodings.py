@@ -1,15 +1,14 @@
 """The public encodings of OpenAI's models, by tiktoken's names, from the files that tiktoken keeps.
 
-A file is looked for in TIKTOKEN_CACHE_DIR (else in tiktoken's folder among the temporary files), under the name that
-tiktoken gives it, the SHA-1 of its address, and is believed only with the SHA-256 that stands here. What is not there
-is downloaded once and left there, for tiktoken too. tiktoken's own download waits without end for a network that
+A file is looked for in TIKTOKEN_CACHE_DIR (else in `tiktoken` in the user's cache), under the name that tiktoken gives
+it, the SHA-1 of its address, and is believed only with the SHA-256 that stands here. What is not there is downloaded
+once and left there. tiktoken's own download waits without end for a network that
 does not answer; this one gives up after `PATIENCE` seconds of silence.
 """
 
 import base64
 import hashlib
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -22,6 +21,7 @@ from llm.tokenizer.foreign import merge_files
 from llm.tokenizer.huggingface import Definition
 from llm.tokenizer.patterns import CL100K, GPT2, O200K
 from llm.tokenizer.tokenizer import END_OF_TEXT
+from llm.user_cache import user_cache
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/"
 PATIENCE = 8.0  # seconds without an answer
@@ -92,7 +92,7 @@ def ranked(content: bytes) -> tuple[bytes, ...]:
 def cache_file(address: str) -> Path:
     """Where tiktoken keeps what it downloaded from `address`."""
     named = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
-    folder = Path(named) if named else Path(tempfile.gettempdir()) / "data-gym-cache"
+    folder = Path(named) if named else user_cache("tiktoken")
     return folder / hashlib.sha1(address.encode()).hexdigest()
 
 

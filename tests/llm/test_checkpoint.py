@@ -60,7 +60,7 @@ def test_the_background_writes_the_state_of_that_step(tmp_path: Path) -> None:
         for step in (1, 2, 3):
             weight.fill_(step)
             state = {"curve": [step]}
-            writer.write(step, {"w": weight}, state, None)
+            writer.write(step, {"w": weight}, state)
             weight.fill_(-1)
             state["curve"].append(-1)
     for step in (3, 2, 1):
@@ -80,7 +80,7 @@ def test_a_full_disk_leaves_the_last_one_and_no_half(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="step-00000002") as caught, checkpoint.Writer(tmp_path, kept=2) as writer:
-        writer.write(2, {"w": torch.ones(9)}, {}, None)
+        writer.write(2, {"w": torch.ones(9)}, {})
     assert caught.value.errno == errno.ENOSPC
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert (checkpoint.latest(tmp_path) or [0])[0] == 1

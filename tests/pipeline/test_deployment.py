@@ -9,10 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.workers.process import ProcessWorker
 
 from benchmarks import prefect_server
-from benchmarks.prefect_server import UNFINISHED, ask, begin, cancel, program, rebuilding, state, until, worker
+from benchmarks.prefect_server import (
+    UNFINISHED,
+    ask,
+    begin,
+    cancel,
+    program,
+    rebuilding,
+    send,
+    state,
+    until,
+    worker,
+)
 from pipeline import overrides
+from pipeline.deploy import TEMPLATE
 
 STAGES = {"corpus", "pretrain", "preferences", "samples"}
 
@@ -156,8 +169,105 @@ def test_wrong_parameters_are_refused(server: dict[str, str], folder: Path) -> N
 
     run = deployed(server, "rebuild/manual", overrides={"samples.temperature": "hot"})
     assert (run.state, run.tasks) == ("Failed", {})
+    assert "Traceback" not in "".join(run.logs) + (folder / "runs.log").read_text()
     assert run.message.startswith("overrides: samples.temperature: input should be a valid number")
     assert not list((folder / "runs/worktrees").iterdir())
+
+
+def refusal(server: dict[str, str], path: str, content: Any, headers: dict[str, str], method: str = "") -> int:
+    """The status with which the server refuses a request."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        send(server, path, content, headers, method)
+    return caught.value.code
+
+
+def test_a_page_of_another_origin_cannot_start_a_run(server: dict[str, str], folder: Path) -> None:
+    deployment = ask(server, "/deployments/name/rebuild/manual")["id"]
+    path, run = f"/deployments/{deployment}/create_flow_run", {"state": {"type": "SCHEDULED"}}
+    assert refusal(server, path, run, {}) == 403  # no token: a page cannot read one
+    token = send(server, "/csrf-token?client=page", None, {})["token"]
+    own = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "page"}
+    assert refusal(server, path, run, own | {"Origin": "http://evil.example"}) == 403
+    assert refusal(server, path, run, own | {"Host": "evil.example:4200"}) == 403
+    assert refusal(server, "/csrf-token?client=page", None, {"Origin": "http://evil.example"}) == 403
+    assert refusal(server, "/admin/version", None, {"Host": "evil.example"}) == 403
+
+
+def test_a_client_that_names_a_command_is_refused(server: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    command = {"command": f"touch {mark}"}
+    deployment = ask(server, "/deployments/name/rebuild/manual")
+    create = f"/deployments/{deployment['id']}/create_flow_run"
+    for asked in (command, {"env": {"PYTHONSTARTUP": "x"}}, {"working_dir": "/"}, {"name": "x"}):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ask(server, create, {"state": {"type": "SCHEDULED"}, "job_variables": asked})
+        assert caught.value.code == 422
+
+    # Whoever may write to the server may also open the pool again; the agent itself then refuses.
+    open_to_all = ProcessWorker.get_default_base_job_template()
+    ask(server, "/work_pools/gpu", {"base_job_template": open_to_all}, "PATCH")
+    asked = {"job_variables": command, "state": {"type": "SCHEDULED"}}
+    runs = {ask(server, create, asked)["id"]: "it sets command"}
+    steps = [{"prefect.deployments.steps.run_shell_script": {"script": f"touch {mark}"}}]
+    for name, changes, why in (
+        ("steps", {"pull_steps": steps}, "its deployment has pull steps or a path"),
+        ("entry", {"entrypoint": "os.system"}, "its entrypoint is 'os.system'"),
+        ("variables", {"job_variables": command}, "it sets command"),
+    ):
+        own = {
+            "name": name,
+            "flow_id": deployment["flow_id"],
+            "work_pool_name": "gpu",
+            "enforce_parameter_schema": False,
+        }
+        made = ask(server, "/deployments/", own | {"entrypoint": deployment["entrypoint"]} | changes)
+        run = ask(server, f"/deployments/{made['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
+        runs[run["id"]] = why
+    for run_id, why in runs.items():
+        until(lambda run_id=run_id: state(server, run_id)["type"] not in UNFINISHED, 600)
+        final = state(server, run_id)
+        assert final["name"] == "Failed"
+        assert final["message"].startswith(f"refused: {why}; an agent runs pipeline.flow.rebuild")
+    assert not mark.exists()
+    assert "Traceback" not in (folder / "runs.log").read_text()
+
+    wordmill(folder, server, "deploy", "--missing").check_returncode()
+    assert ask(server, "/work_pools/gpu")["base_job_template"] == TEMPLATE
+
+
+def test_what_was_set_on_the_server_stays(server: dict[str, str], folder: Path) -> None:
+    nightly = ask(server, "/deployments/name/rebuild/nightly")
+    (schedule,) = nightly["schedules"]
+    ask(server, "/work_pools/gpu", {"concurrency_limit": 3}, "PATCH")
+    ask(server, f"/deployments/{nightly['id']}", {"paused": True}, "PATCH")
+    ask(server, f"/deployments/{nightly['id']}/schedules/{schedule['id']}", {"active": False}, "PATCH")
+    try:
+        done = wordmill(folder, server, "deploy")
+        assert done.stdout.splitlines()[-1].startswith("work pool gpu: at most 3 at a time; deployed rebuild/nightly, ")
+        nightly = ask(server, "/deployments/name/rebuild/nightly")
+        assert (nightly["paused"], [schedule["active"] for schedule in nightly["schedules"]]) == (True, [False])
+        assert ask(server, "/work_pools/gpu")["concurrency_limit"] == 3
+    finally:
+        wordmill(folder, server, "deploy", "--at-once", "1").check_returncode()
+        ask(server, f"/deployments/{nightly['id']}", {"paused": False}, "PATCH")
+    assert ask(server, "/work_pools/gpu")["concurrency_limit"] == 1
+
+
+def test_a_run_that_was_claimed_and_has_not_begun_is_given_back(server: dict[str, str], folder: Path) -> None:
+    ask(server, "/work_pools/gpu", {"is_paused": True}, "PATCH")
+    try:
+        run_id = begin(server, "rebuild/manual", {})
+        ask(server, f"/flow_runs/{run_id}/set_state", {"state": {"type": "PENDING"}, "force": True})
+        (folder / "runs/agent/1-0.claims").write_text(f"{run_id}\n00000000-0000-0000-0000-000000000000\n")
+        code = "from pipeline import agent; agent.give_back()"
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=server, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("had not begun and is scheduled again\n")
+        assert state(server, run_id)["type"] == "SCHEDULED"
+        assert not (folder / "runs/agent/1-0.claims").exists()
+        ask(server, f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLED"}, "force": True})
+    finally:
+        ask(server, "/work_pools/gpu", {"is_paused": False}, "PATCH")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
@@ -183,7 +293,7 @@ def test_cancelling_and_a_killed_worker_leave_nothing_running(server: dict[str, 
 
 def wordmill(folder: Path, server: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=folder, env=server, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=server, capture_output=True, text=True, timeout=600)
 
 
 def test_wordmill_run_tells_the_stage_that_failed(

@@ -17,6 +17,7 @@ from pipeline.reproduce import Options, Result, lines, reproduce
 from stages import lineage, params, provenance
 from stages.history import Rebuild, StageRecord, versions
 from stages.lineage import digest
+from stages.uncommitted import uncommitted
 
 NOWHERE = b"diff --git a/none b/none\n--- a/none\n+++ b/none\n@@ -1 +1 @@\n-a\n+b\n"
 
@@ -28,7 +29,7 @@ def git(*arguments: str) -> str:
 
 def recorded() -> Rebuild:
     """What a rebuild of the folder as it is would leave in MLflow."""
-    patch, left_out = provenance.uncommitted()
+    patch, left_out = uncommitted()
     content = params.document()
     packages, hardware = versions(provenance.packages()), provenance.hardware()
     stages = {
@@ -46,7 +47,7 @@ def recorded() -> Rebuild:
     }
     text = Path("params.yaml").read_text()
     commit = provenance.commit()
-    return Rebuild("f00dfeed" * 4, "rebuild one", "FINISHED", commit, patch, tuple(left_out), text, {}, stages)
+    return Rebuild("f00dfeed" * 4, "rebuild one", "FINISHED", commit, patch, left_out, text, {}, stages)
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +68,16 @@ def _built() -> Rebuild:
         file.write("/*.out\n/mine/\n")
     git("add", ".")
     git("commit", "-qm", "one")
-    code = Path("toy.py").read_text().replace("repr([name", "Path('extra.txt').read_text() + repr([name")
+    code = Path("toy.py").read_text().replace("repr([name", "Path('presets/extra.yaml').read_text() + repr([name")
     Path("toy.py").write_text(code)
-    Path("extra.txt").write_text("not in git\n")
+    Path("presets/extra.yaml").write_text("not in git\n")
     Path("params.yaml").write_text(changed(Path("params.yaml").read_text(), {"pretrain.lr": 0.25}, "test"))
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], check=True)
     run = recorded()
     # The checkout goes on: what it is now must not matter.
     git("add", ".")
     git("commit", "-qm", "two")
-    Path("extra.txt").write_text("later\n")
+    Path("presets/extra.yaml").write_text("later\n")
     Path("params.yaml").write_text(Path("presets/default.yaml").read_text())
     return run
 
@@ -105,7 +106,7 @@ def test_all_bytes_again_and_really_rebuilt(built: Rebuild) -> None:
 
 
 def test_an_edited_line_and_another_package(built: Rebuild) -> None:
-    Path("extra.txt").write_text("not in git\n")
+    Path("presets/extra.yaml").write_text("not in git\n")
     Path("toy.py").write_text(Path("toy.py").read_text().replace("repr([name,", "repr(['edited', name,"))
     older = {
         name: dataclasses.replace(record, packages={**record.packages, "torch": "2.0.0", "gone": "1"})
@@ -184,7 +185,7 @@ def test_the_difference_of_two_runs() -> None:
         model = StageRecord("model", "m", "FINISHED", {}, {"data/a": "1"}, {"models": mark}, packages={"torch": mark})
         params = f"model: {{lr: {lr}, steps: 3}}\n"
         stages = {"data": data, "model": model}
-        return Rebuild(mark * 32, f"rebuild {mark}", "FINISHED", mark * 40, b"", (), params, metrics, stages)
+        return Rebuild(mark * 32, f"rebuild {mark}", "FINISHED", mark * 40, b"", {}, params, metrics, stages)
 
     told = list(differences.lines(run("1", 0.5, loss=2.0, same=1.0), run("2", 0.25, loss=1.5, same=1.0, new=3.0)))
     assert told == [

@@ -1,9 +1,11 @@
 """A sweep over toy stages: what is checked first, what runs how often, what the table and MLflow hold."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,25 @@ def test_every_point_and_each_stage_once(built: Path, store: str) -> None:
     assert (run.info.status, run.data.tags["wordmill.kind"]) == ("FAILED", "sweep")
     assert run.data.params == {"pretrain.lr": "[0.006, 0.5]", "samples.top_k": "[13, 5]"}
     assert "| 0.5 | 5 | 5 | samples |" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_relative_address_is_meant_from_here(built: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    relative = os.path.relpath(store.removeprefix("sqlite:///"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{relative}")
+    given: list[Mapping[str, str]] = []
+
+    def run_one(
+        point: sweep.Point, folder: Path, environment: Mapping[str, str], tell: Callable[[str], None]
+    ) -> sweep.Outcome:
+        given.append(environment)
+        return sweep.Outcome(point)
+
+    sweep.sweep(sweep.points(["samples.top_k=[5]"]), print, run_one)
+    assert given[0]["MLFLOW_EXPERIMENT_NAME"] == f"sweep-{built}"
+    assert Path(given[0]["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")).resolve() == Path(
+        store.removeprefix("sqlite:///")
+    )
+    assert given[0]["MLFLOW_TRACKING_URI"].startswith("sqlite:////")
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,14 @@ def test_what_a_worktree_shares_and_leaves(checkout: Path, tmp_path: Path, monke
     killed = WORKTREES / "killed"  # what a SIGKILL left: no process has its lock
     (killed / "runs/undelivered").mkdir(parents=True)
     (killed / "runs/undelivered/a.jsonl").write_text("{}")
+    killed.with_suffix(".lock").touch()
 
     with worktree("HEAD", "run") as place:
         assert Path.cwd() == place.folder != checkout
         assert not (checkout / killed).exists()
         assert (checkout / "runs/undelivered/a.jsonl").exists()
         assert place.commit == first
-        assert place.environment == {"MLFLOW_TRACKING_URI": f"sqlite:///{checkout}/mlflow.db"}
+        assert place.environment["MLFLOW_TRACKING_URI"] == f"sqlite:///{checkout}/mlflow.db"
         assert Path("corpus.out").exists()  # from the checkout's cache
         assert "checksum_jobs = 2" in Path(".dvc/config.local").read_text()
         (Path("runs/pretrain") / "state").write_text("left by a killed training")

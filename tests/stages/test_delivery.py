@@ -1,17 +1,12 @@
 """A store that is down, silent or gone: the stage goes on, and what it told arrives later."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +14,10 @@ import pytest
 from mlflow import MlflowClient
 
 from stages import delivery, tracking
-from stages.mailbox import Unavailable
+from stages.mailbox import Unavailable, now
 from stages.tracking import Tracker
-from tests.stages.test_tracking import kill_all_of, runs, wait_for
+from tests.stages.mlflow_server import server
+from tests.stages.test_tracking import runs, wait_for
 
 
 def kept() -> list[dict[str, Any]]:
@@ -32,30 +28,6 @@ def kept() -> list[dict[str, Any]]:
 def as_of_a_stage_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a stage leaves is delivered once its process is no more, and here that is the test's own."""
     monkeypatch.setattr(tracking.processes, "started", lambda pid: "0")
-
-
-@contextlib.contextmanager
-def server(port: int, store: str, folder: Path) -> Iterator[None]:
-    """A real MLflow server on loopback."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--artifacts-destination", str(folder / "served")]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, **quiet}, stdout=log, stderr=log, start_new_session=True, cwd=folder
-        )
-    try:
-
-        def healthy() -> bool:
-            assert process.poll() is None, (folder / "server.log").read_text()
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
-                return True
-            return False
-
-        wait_for(healthy, 60)
-        yield
-    finally:
-        kill_all_of(process)
 
 
 def test_server_that_is_down_costs_a_warning_and_gets_all_of_it_later(
@@ -176,6 +148,7 @@ def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.Mo
         tracker.metrics({"loss": 0.5}, step=2)
     assert [event.get("values") for event in kept() if event["kind"] == "metrics"] == [{"loss": 0.5}]
 
+    monkeypatch.setattr(tracking, "AFTER_FAILURE", 180.0)
     # It is back, as it was; the next stage delivers the rest into the run that was begun.
     (folder / "gone.db").unlink()
     shutil.copy("before.db", "gone.db")
@@ -187,3 +160,78 @@ def test_store_that_goes_away_in_the_middle(folder: Path, monkeypatch: pytest.Mo
     history = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_metric_history(first.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(1, 1.0), (2, 0.5)]
     assert not list(Path("runs/undelivered").glob("*.jsonl"))
+
+
+DAMAGES: dict[str, bytes] = {
+    "empty": b"",
+    "binary": bytes(range(256)) * 9,
+    "a list": b"[1, 2]\n",
+    "cut in its header": b'{"kind": "start", "sta',
+    "no header": b'{"kind": "metrics", "time": 1, "values": {"loss": 1.0}, "step": 1}\n',
+    "a number that is none": b'{"pid": "many"}',
+    "no address": b'{"uri": null}',
+    "values that are no numbers": b'{"kind": "metrics", "time": 1, "values": {"loss": "low"}, "step": 1}\n',
+    "an event without its content": b'{"kind": "artifact", "time": 1}\n',
+    "a name that the store refuses": b'{"kind": "text", "time": 1, "path": "../../outside", "text": "a"}\n',
+}
+
+
+def test_one_damaged_file_holds_back_no_other(direct: None, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    header: dict[str, Any] = {
+        "kind": "start",
+        "stage": "dpo",
+        "params": {},
+        "inputs": {},
+        "fingerprint": "k",
+        "rebuild": "first",
+        "pid": "1",
+        "started": "1",
+        "time": now(),
+        "uri": store,
+    }
+    delivery.UNDELIVERED.mkdir(parents=True)
+    for number, (name, content) in enumerate(DAMAGES.items()):
+        text = json.dumps(header | {"stage": name}).encode()
+        if content.startswith((b'{"pid"', b'{"uri"')):
+            content = json.dumps({**header, **json.loads(content)}).encode()
+        elif content.startswith(b'{"kind": "') and name not in ("cut in its header", "no header"):
+            content = text + b"\n" + content
+        (delivery.UNDELIVERED / f"{number}.jsonl").write_bytes(content)
+    (delivery.UNDELIVERED / "folder.jsonl").mkdir()
+    good = json.dumps(header) + "\n"
+    good += '{"kind": "metrics", "time": 5, "values": {"loss": 1.0}, "step": 1}\nrubbish\n'
+    good += '{"kind": "metrics", "time": 6, "values": {"loss": 0.5}, "step": 2}\n{"kind": "met'
+    (delivery.UNDELIVERED / "last.jsonl").write_text(good)
+
+    assert delivery.are_kept(store)
+    told: list[str] = []
+    assert delivery.deliver_kept(store, told.append) == 1
+    run = next(run for run in runs("stage") if run.info.run_name == "dpo")
+    history = MlflowClient(store).get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
+    assert run.info.status == "KILLED"  # it has no end: the machine went down as it was written
+    assert told[-1].endswith("last.jsonl: 1 damaged lines were left out")
+    assert len(told) == len(DAMAGES) + 3
+    for line in told[: len(DAMAGES) + 1]:
+        assert "not delivered: " in line
+        assert line.endswith("mend it and rename it back, or remove it")
+        assert "\n" not in line
+    assert len(list(delivery.UNDELIVERED.glob("*.damaged"))) == len(DAMAGES) + 1  # nothing is lost
+
+    told.clear()
+    assert delivery.deliver_kept(store, told.append) == 0
+    assert told == []
+    assert not delivery.are_kept(store)
+
+
+def test_a_kept_file_holds_no_password(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://me:open-sesame@127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with Tracker("dpo", {}, {}, "k"):
+            pass
+    (path,) = Path("runs/undelivered").iterdir()
+    assert "open-sesame" not in path.read_text()
+    assert delivery.are_kept(uri)

@@ -25,7 +25,7 @@ from llm.model.transformer import Transformer
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.patterns import GPT2
 from pipeline.closure import closure
-from stages.registry import CODE, register
+from stages.registry import CODE, is_better, register
 
 
 @pytest.fixture
@@ -61,14 +61,41 @@ def test_the_champion_is_the_best_on_the_same_text(client: MlflowClient, model_f
         ("b", "x", 0.4, "2"),
         ("c", "x", 0.6, "2"),
         ("a", "x", 0.5, "2"),  # was registered: no new version
-        ("d", "y", 0.9, "4"),  # other text: not compared with what was before
+        ("d", "y", 0.1, "2"),  # other text: not compared, and so no champion
+        ("d", "y", 0.1, "2"),
         ("b", "x", 0.4, "2"),
     ):
         assert exported(client, tmp_path, model_folder, weights, text, bits) == champion
+    # Whoever wants the model of the other text moves the alias, and from then on that text counts.
+    client.set_registered_model_alias(tmp_path.name, "champion", "4")
+    assert exported(client, tmp_path, model_folder, "b", "x", 0.05) == "4"
+    client.delete_registered_model_alias(tmp_path.name, "champion")
+    assert exported(client, tmp_path, model_folder, "b", "x", 0.4) == "2"
     versions = client.search_model_versions(f"name = '{tmp_path.name}'")
     assert sorted(int(version.version) for version in versions) == [1, 2, 3, 4]
     assert all(version.run_id in version.description for version in versions)
     assert not [path for path in (tmp_path / "artifacts").rglob("*") if path.suffix in (".pkl", ".pyc")]
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "better", "why"),
+    [
+        ("x 100 0.5", None, True, "there was no champion"),
+        ("x 100 0.4", "x 100 0.5", True, "0.4000 bits per byte on the test text, the champion has 0.5000"),
+        ("x 100 0.5", "x 100 0.5", False, "0.5000 bits per byte on the test text, the champion has 0.5000"),
+        ("y 100 0.1", "x 100 0.5", False, "the champion was evaluated on other text"),
+        ("x 10 0.1", "x 100 0.5", False, "the champion was evaluated on other text"),  # a few documents of the same
+        ("x 10 0.1", "x - 0.5", True, "0.1000 bits per byte on the test text, the champion has 0.5000"),  # of before
+        ("x 10 0.1", "- - -", False, "the champion was evaluated on other text"),  # registered by hand
+        ("x 100 nan", "x 100 0.5", False, "nan bits per byte on the test text, the champion has 0.5000"),
+    ],
+)
+def test_the_rule_of_promotion(candidate: str, champion: str | None, better: bool, why: str) -> None:
+    def tags(text: str) -> dict[str, str]:
+        values = zip(("test_text", "test_documents", "bits_per_byte"), text.split(), strict=True)
+        return {name: value for name, value in values if value != "-"}
+
+    assert is_better(tags(candidate), tags(champion) if champion is not None else None) == (better, why)
 
 
 def test_the_model_asks_for_what_it_imports(client: MlflowClient, model_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from stages.lineage import digest
 from stages.stage import disk_problem
 
 REPO = Path(__file__).parents[2]
+LIMIT = 300.0  # seconds that a test waits for what happens at once on a machine with nothing else to do
 
 # Its tracker takes no part in what is tested here but the end: closing a run takes a moment, like MLflow's.
 TOY = """
@@ -33,7 +34,7 @@ from stages import stage as around
 
 class SlowlyClosed:
     def __init__(self, **known): pass
-    metrics = artifact = dataset = model = tags = text = headlines = outputs = lambda self, *args: None
+    metrics = artifact = dataset = model = tags = text = headlines = outputs = sources = lambda self, *args: None
     def __enter__(self): return self
     def __exit__(self, kind, error, trace):
         Path("closing").touch()
@@ -44,6 +45,7 @@ class SlowlyClosed:
 class Samples:
     seconds: float
     mistake: str
+    path: str
 
 @dataclass(frozen=True)
 class Params:
@@ -64,7 +66,9 @@ def run(params, stage):
         raise KeyError("deep down")
     kept.write_text(f"{params.samples.seconds}")
     Path("ready").touch()
-    time.sleep(params.samples.seconds if seen == "nothing" else 0)
+    until = time.monotonic() + (params.samples.seconds if seen == "nothing" else 0)
+    while time.monotonic() < until and not Path("go").exists():
+        time.sleep(0.01)
     Path("out.txt").write_text(f"found {seen}")
 
 around.Tracker = SlowlyClosed
@@ -80,6 +84,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     Path("toy.py").write_text(TOY)
     Path("in.txt").write_text("one")
+    Path("mine.txt").write_text("one")
     toy = f"cmd: 'exec {sys.executable} toy.py', deps: [toy.py, in.txt], params: [samples], outs: [out.txt]"
     Path("dvc.yaml").write_text(f"stages: {{toy: {{{toy}}}}}")
     write_params(60)
@@ -87,7 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_params(seconds: float, mistake: str = "none") -> None:
-    Path("params.yaml").write_text(f"samples: {{seconds: {seconds}, mistake: {mistake}}}\n")
+    Path("params.yaml").write_text(f"samples: {{seconds: {seconds}, mistake: {mistake}, path: mine.txt}}\n")
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         orphan.kill()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = LIMIT) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -141,7 +146,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 def test_success_leaves_the_output_and_no_scratch(start: Start) -> None:
     write_params(0)
-    assert start().wait(20) == 0
+    assert start().wait(LIMIT) == 0
     assert Path("out.txt").read_text() == "found nothing"
     assert scratches() == []
     assert Path("closed").read_text() == ""
@@ -154,37 +159,112 @@ def test_a_killed_run_finds_its_own_scratch_again(start: Start) -> None:
     process.wait()
     assert not Path("closed").exists()  # nothing of it had a chance to run
     (scratch,) = scratches()
-    assert start().wait(20) == 0
+    assert start().wait(LIMIT) == 0
     assert Path("out.txt").read_text() == "found 60.0"
     assert not scratch.exists()
 
 
-@pytest.mark.parametrize("changed", ["params", "input", "code"])
-def test_a_changed_run_never_sees_a_stale_scratch(start: Start, changed: str) -> None:
+CHANGES: dict[str, Callable[[], object]] = {
+    "params": lambda: write_params(61),
+    "input": lambda: Path("in.txt").write_text("two"),
+    "code": lambda: Path("toy.py").write_text(TOY.replace("some more", "much more")),
+    "the user's own file": lambda: Path("mine.txt").write_text("two"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_run_never_sees_a_stale_scratch(start: Start, change: str) -> None:
     process = start()
     wait_for(Path("ready").exists)
     process.kill()
     process.wait()
     (stale,) = scratches()
-    if changed == "params":
-        write_params(61)
-    elif changed == "input":
-        Path("in.txt").write_text("two")
-    else:
-        Path("toy.py").write_text(f"{TOY}\n# changed\n")
-    start()
+    CHANGES[change]()
+    Path("go").touch()
+    told, _ = start().communicate(timeout=LIMIT)
+    assert Path("out.txt").read_text() == "found nothing"
+    assert scratches() == [stale]  # for whoever takes the change back
+    assert f"toy: this run differs from {stale} (stopped, 0.0 MB): " in told
+
+
+@pytest.mark.parametrize("what", ["comment", "docstring", "blank lines", "touched"])
+def test_a_change_without_meaning_finds_its_state_again(start: Start, what: str) -> None:
+    process = start()
     wait_for(Path("ready").exists)
-    (fresh,) = scratches()  # the stale one is gone: it can serve nobody any more
-    assert fresh.name != stale.name
-    time.sleep(0.1)
-    assert not Path("out.txt").exists()  # it found nothing, and works its minute
+    process.kill()
+    process.wait()
+    if what == "touched":
+        for name in ("toy.py", "in.txt", "params.yaml", "mine.txt"):
+            Path(name).touch()
+    else:
+        before, after = {
+            "comment": ("import sys, time", "import sys, time  # changed"),
+            "docstring": ("def run(params, stage):\n", 'def run(params, stage):\n    """Changed."""\n'),
+            "blank lines": ("\nclass", "\n\n\n\nclass"),
+        }[what]
+        assert before in TOY
+        Path("toy.py").write_text(TOY.replace(before, after))
+    assert start().wait(LIMIT) == 0
+    assert Path("out.txt").read_text() == "found 60.0"
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "params.yaml is broken", "an input is gone", "dvc.yaml", "touched"])
+def test_dvc_never_records_what_was_changed_meanwhile(folder: Path, dvc: str, start: Start, change: str) -> None:
+    """Neither in dvc.lock nor in the run cache; and with the change undone the work is taken up again."""
+    names = ("params.yaml", "in.txt", "toy.py", "mine.txt", "dvc.yaml")
+    before = {name: Path(name).read_bytes() for name in names}
+    process = start(dvc, "repro")
+    wait_for(Path("ready").exists)
+    if change == "params.yaml is broken":
+        Path("params.yaml").write_text("samples: {seconds: 60")
+    elif change == "an input is gone":
+        Path("in.txt").unlink()
+    elif change == "dvc.yaml":  # DVC read it when it began, and records that
+        Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace("in.txt", "in.txt, other.txt"))
+    elif change == "touched":
+        for name in names:
+            Path(name).write_bytes(before[name])
+    else:
+        CHANGES[change]()
+    Path("go").touch()
+    _, told = process.communicate(timeout=LIMIT)
+    if change in ("dvc.yaml", "touched"):
+        assert process.returncode == 0, told
+        return
+    assert process.returncode != 0
+    assert told.startswith("toy: changed while the stage ran: ")
+    assert "Traceback" not in told
+    assert not Path("dvc.lock").exists()
+    assert not Path(".dvc/cache/runs").exists()
+    (kept,) = scratches()
+    assert (kept / "kept").exists()
+    for name, content in before.items():
+        Path(name).write_bytes(content)
+    Path("go").unlink()
+    assert start(dvc, "repro").wait(LIMIT) == 0
+    assert Path("out.txt").read_text() == "found 60.0"
+
+
+def test_code_that_was_changed_while_it_was_loaded_is_not_believed(start: Start) -> None:
+    """The process runs the code that it has loaded, DVC would record the file as it is now."""
+    slow = "import stages, time\nfrom pathlib import Path\nPath('ready').touch()\n"
+    slow += "while not Path('go').exists(): time.sleep(0.01)\n"
+    Path("toy.py").write_text(slow + TOY)
+    process = start()
+    wait_for(Path("ready").exists)
+    Path("toy.py").write_text(slow + TOY + "# changed\n")
+    Path("go").touch()
+    _, told = process.communicate(timeout=LIMIT)
+    assert told == "toy: toy.py: was changed while the stage started; run `dvc repro` again\n"
+    assert process.returncode == 75
+    assert start().wait(LIMIT) == 0
 
 
 def test_a_second_one_of_the_same_is_refused_in_one_line(start: Start) -> None:
     first = start()
     wait_for(Path("ready").exists)
     second = start()
-    _, told = second.communicate(timeout=20)
+    _, told = second.communicate(timeout=LIMIT)
     assert second.returncode == 2
     assert told == "toy: another `toy` runs in this folder; wait for it, or stop it, and try again\n"
     assert first.poll() is None
@@ -198,23 +278,23 @@ def test_only_the_first_signal_counts(start: Start, first: str, status: int, kin
     process.send_signal(signal.Signals[f"SIG{first}"])
     wait_for(Path("closing").exists)
     process.send_signal(signal.Signals[f"SIG{second}"])
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     assert process.returncode == status
     assert Path("closed").read_text() == kind  # the second one did not break off the closing
     assert told == ("toy: interrupted; `dvc repro` goes on where it stopped\n" if first == "INT" else "")
     assert len(scratches()) == 1
-    assert start().wait(20) == 0
+    assert start().wait(LIMIT) == 0
     assert Path("out.txt").read_text() == "found 60.0"
 
 
 def test_mistakes_are_one_line_and_bugs_a_traceback(start: Start) -> None:
     write_params(0, "user")
     process = start()
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     assert (process.returncode, told) == (2, "toy: samples.mistake: user; use none\n")
     write_params(0, "bug")
     process = start()
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert told.startswith("Traceback")
     assert told.endswith("KeyError: 'deep down'\n")
@@ -235,7 +315,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_one_line(full: Path, start: Start) -> None:
     write_params(0, "full")
     process = start()
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     line = "toy: no space left on device while writing an output; free some and run `dvc repro` again\n"
     assert (process.returncode, told) == (2, line)
 
@@ -249,7 +329,7 @@ def test_a_read_only_folder_is_one_line(folder: Path, start: Start, place: str) 
     try:
         write_params(0, "full")  # writes to full/
         process = start()
-        _, told = process.communicate(timeout=20)
+        _, told = process.communicate(timeout=LIMIT)
         assert process.returncode == 2
         assert told.startswith("toy: ")
         assert f"{place}/" in told
@@ -274,12 +354,12 @@ def test_a_full_disk_under_other_libraries(full: Path, name: str) -> None:
 def test_no_permission_is_one_line_for_our_own_files_only(start: Start) -> None:
     write_params(0, "forbidden")
     process = start()
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     line = "toy: out.txt: permission denied; see with `ls -l` whose it is, and run `dvc repro` again\n"
     assert (process.returncode, told) == (2, line)
     write_params(0, "forbidden elsewhere")
     process = start()
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     assert process.returncode == 1
     assert told.startswith("Traceback")
 
@@ -318,8 +398,8 @@ def test_it_dies_with_dvc(
     wait_for(Path("ready").exists)
     assert len(toys(folder)) == 1
     process.send_signal(signal.Signals[f"SIG{how}"])
-    process.wait(20)
-    wait_for(lambda: not toys(folder), 5)
+    process.wait(LIMIT)
+    wait_for(lambda: not toys(folder))
     assert Path("closed").read_text() == "SystemExit"
     assert subprocess.run([dvc, "repro", "-q"]).returncode == 0
     assert Path("out.txt").read_text() == "found 60.0"
@@ -329,7 +409,7 @@ def test_ctrl_c_ends_dvc_and_stage(folder: Path, dvc: str, start: Start) -> None
     process = start(dvc, "repro")
     wait_for(Path("ready").exists)
     os.killpg(process.pid, signal.SIGINT)  # a terminal tells all that run in it
-    _, told = process.communicate(timeout=20)
+    _, told = process.communicate(timeout=LIMIT)
     assert process.returncode != 0
     assert "toy: interrupted; `dvc repro` goes on where it stopped" in told
     assert "Traceback" not in told

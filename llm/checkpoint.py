@@ -116,7 +116,7 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     for path in reversed(_all(folder)):
         try:
             _verify(path)
-            record = check_json(read_json(path / STATE, largest=1 << 32), Record, str(path / STATE))
+            record: Record = check_json(read_json(path / STATE, largest=1 << 32), Record, str(path / STATE))
             if record.format > FORMAT:
                 raise TooNew(
                     f"{path}: a checkpoint of format {record.format}, and this program reads up to {FORMAT}; "

@@ -200,11 +200,10 @@ def _own_field(name: str, hint: Any) -> Any:
 
 
 _HINTS = get_type_hints(ModelConfig)
-Own = create_model(
-    "Own",
-    __base__=Schema,
-    **{name: (_own_field(name, hint), ...) for name, hint in _HINTS.items() if name not in NOT_OF_THE_MODEL},
-)
+_FIELDS: dict[str, Any] = {
+    name: (_own_field(name, hint), ...) for name, hint in _HINTS.items() if name not in NOT_OF_THE_MODEL
+}
+Own = create_model("Own", __base__=Schema, **_FIELDS)
 
 
 def model_config(settings: Settings, attention: AttentionKind) -> ModelConfig:

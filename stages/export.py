@@ -22,7 +22,7 @@ from llm.errors import ConfigError, WordmillError
 from llm.evaluate import score_documents
 from llm.export.config import ExportConfig
 from llm.export.formats import FORMS, Source, check_formats, size
-from llm.export.origin import origin
+from llm.export.origin import UNKNOWN, origin
 from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig
@@ -44,10 +44,6 @@ class Params:
 
 def run(params: Params, stage: Stage) -> None:
     config = params.export
-    try:
-        origin(params.pretrain.start_from, config)
-    except ConfigError as error:
-        raise WordmillError(f"params.yaml: export.{error}") from None
     source = Source.load(Path("models") / config.model, f"wordmill-{config.model}")
     compute = Compute(replace(params.compute, precision="fp32"))
     texts = sample(CORPUS / "test", config.documents)
@@ -93,6 +89,12 @@ def run(params: Params, stage: Stage) -> None:
         text = card(config, source, corpus, settings, evaluated, results, weights)
         page.write_text(text, encoding="utf-8")
         stage.artifact(page)
+        if origin(params.pretrain.start_from, config).licence == UNKNOWN:
+            print(
+                f"the model card says licence: unknown, since {params.pretrain.start_from} has no card that names one; "
+                "set export.licence",
+                flush=True,
+            )
     for form_name, row in rows.items():
         line = f"{row['bytes']:,} bytes, perplexity {row['perplexity']:.4f} ({row['cost']:+.3%})"
         print(f"{form_name}: {line}: {row['path']}", flush=True)

@@ -15,7 +15,6 @@ from llm.errors import ConfigError, WordmillError
 from llm.evaluate import EvaluateConfig
 from llm.export.config import ExportConfig
 from llm.export.formats import check_formats
-from llm.export.origin import origin
 from llm.model.config import ModelConfig
 from llm.preferences import PreferencesConfig
 from llm.pretrain import PretrainConfig
@@ -61,7 +60,6 @@ def check(content: Mapping[str, Any], source: str = "params.yaml") -> Schema:
         )
     try:
         check_formats(schema.export.formats, schema.model, schema.tokenizer.kind)
-        origin(schema.pretrain.start_from, schema.export)
     except ConfigError as error:
         raise WordmillError(f"{source}: export.{error}") from None
     return schema

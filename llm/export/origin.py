@@ -7,12 +7,13 @@ from pathlib import Path
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from llm.errors import ConfigError, WordmillError
+from llm.errors import WordmillError
 from llm.export.config import ExportConfig
 from llm.strict_json import read_json
 
 OWN_LICENCE = "mit"  # of a model that is made from nothing
 AUTO = "auto"
+UNKNOWN = "unknown"  # Hugging Face's name for it
 CARD_BYTES = 1_000_000
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # a model's name on Hugging Face's hub
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)  # its folder in the hub's cache
@@ -30,31 +31,26 @@ class Origin:
 
 
 def origin(start_from: str, export: ExportConfig) -> Origin:
-    """Raises ConfigError where the licence is to be the start model's, and its card is not there or names none."""
+    """What the model began with. The licence is `UNKNOWN` where the start model's card is not there or names none."""
     if not start_from:
         return Origin(export.base_model, OWN_LICENCE if export.licence == AUTO else export.licence)
     folder = Path(start_from)
-    licence = _licence(folder) if export.licence == AUTO else export.licence
+    licence = _licence(folder / "README.md") if export.licence == AUTO else export.licence
     return Origin(export.base_model or _name(folder), licence)
 
 
-def _licence(folder: Path) -> str:
-    remedy = "set export.licence to the licence that the start model gives you"
+def _licence(card: Path) -> str:
+    """The licence that the head of a model's card names."""
     try:
-        with (folder / "README.md").open(encoding="utf-8") as file:
+        with card.open(encoding="utf-8") as file:
             _, _, rest = file.read(CARD_BYTES).partition("---\n")
         head = YAML(typ="safe", pure=True).load(rest.partition("\n---")[0])
-    except FileNotFoundError:
-        raise ConfigError("licence", f"{folder} has no card (README.md) that names its licence; {remedy}") from None
-    except (OSError, UnicodeDecodeError, YAMLError, ValueError, RecursionError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError("licence", f"{folder / 'README.md'}: cannot be read ({line}); {remedy}") from None
+    except (OSError, UnicodeDecodeError, YAMLError, ValueError, RecursionError):
+        return UNKNOWN
     found = head.get("license") if isinstance(head, dict) else None
     if isinstance(head, dict) and found == "other" and isinstance(head.get("license_name"), str):
         found = head["license_name"]
-    if not isinstance(found, str) or not found.strip():
-        raise ConfigError("licence", f"{folder / 'README.md'} names no licence; {remedy}")
-    return found.strip()
+    return found.strip() if isinstance(found, str) and found.strip() and found.isprintable() else UNKNOWN
 
 
 def _name(folder: Path) -> str:

@@ -34,14 +34,11 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 
 from pipeline.presets import changed
-<<<<<<< HEAD
 from stages.store import client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-=======
 from stages.scratch import FINISHED
->>>>>>> stages/stages
 
 REPO = Path(__file__).parents[1]
 LONGER = {"pretrain.steps": 400, "dpo.epochs": 12}  # than the tests': some seconds of training

@@ -2,7 +2,7 @@
 
 The tokens are a ring: the end of the last document is followed by the beginning of the first. Every token is a target
 once in an epoch, predicted from the one before it, so a document's first token is predicted from the <|endoftext|>
-of the document before. An epoch is laid out in windows of T = block_size targets, in one of two ways:
+of the document before. An epoch is laid out in windows of T = block_size targets, in one of three ways:
 
 - `windows` cuts the ring anywhere. Each epoch goes on where the last one stopped: epoch e takes the W·T tokens from
   position e·W·T on, W = floor(tokens / T). No token comes twice in an epoch; the fewer than T that are left out of
@@ -11,6 +11,9 @@ of the document before. An epoch is laid out in windows of T = block_size target
   so that a story is always seen from its beginning to its end. A document longer than T gives full windows and a rest
   that is packed like a document. What is left free in a window, mostly a few tokens, is filled with the beginning of
   some document, which is thus seen more than once: `repeated_share` says how much, none is lost.
+- `documents_once` packs in the same way, then takes some of the windows apart, evenly spread over all lengths, and
+  fills the others with pieces of their documents. So nothing is repeated but the fewer than T tokens that fill the
+  last window, and the documents that are cut are as many as the free places ask for.
 
 The windows of an epoch come in an order drawn for that epoch: a permutation computed for one index at a time (a
 Feistel network, walked until it lands inside; Black and Rogaway 2002), so nothing is shuffled, stored or restored.
@@ -32,7 +35,7 @@ B = TypeVar("B")
 
 
 class Batches:
-    """Batches from shards. `packing` is "windows" or "documents"; process `rank` of `world` gets its share of each."""
+    """Batches from shards. `packing` is a name in LAYOUTS; process `rank` of `world` gets its share of each."""
 
     def __init__(
         self,
@@ -178,15 +181,63 @@ class Documents:
 
     def pieces(self, epoch: int, window: int) -> list[tuple[int, int]]:
         """Start and length of what a window holds."""
-        begin, end = self._first[window], self._first[window + 1]
-        pieces = list(zip(self._starts[begin:end].tolist(), self._lengths[begin:end].tolist(), strict=True))
+        pieces = self._whole(window)
         if self._free[window]:
             filler = (epoch * self.windows + window) % len(self._documents)  # another one in each epoch
             pieces.append((int(self._documents[filler]), int(self._free[window])))
         return pieces
 
+    def _whole(self, window: int) -> list[tuple[int, int]]:
+        """The pieces of a window without what fills it up."""
+        begin, end = self._first[window], self._first[window + 1]
+        return list(zip(self._starts[begin:end].tolist(), self._lengths[begin:end].tolist(), strict=True))
 
-LAYOUTS: dict[str, type[Windows] | type[Documents]] = {"windows": Windows, "documents": Documents}
+
+class DocumentsOnce(Documents):
+    """Whole documents, packed by best fit, and pieces of others in the places that are left free."""
+
+    def __init__(self, shards: ShardSet, block_size: int) -> None:
+        super().__init__(shards, block_size)
+        used = block_size - self._free
+        golden = np.uint64(0x9E3779B97F4A7C15)  # i·golden mod 2^64 is spread evenly, however many i are taken
+        order = np.argsort(np.arange(self.windows, dtype=np.uint64) * golden, kind="stable")
+        # The fewest windows whose tokens fill the free places of all others; the rest makes less than one window.
+        apart = np.cumsum(used[order])
+        free = self._free.sum() - np.cumsum(self._free[order])
+        count = int(np.searchsorted(apart - free, 0)) + 1 if self._free.any() else 0
+        cut = np.sort(order[:count])
+        self._fill(np.setdiff1d(np.arange(self.windows), cut), cut, block_size)
+
+    def _fill(self, kept: np.ndarray, cut: np.ndarray, block_size: int) -> None:
+        """Windows `kept`, their free places filled with the pieces of windows `cut`, and one for what is left."""
+        waiting = [piece for window in cut for piece in self._whole(window)]
+        waiting.reverse()
+        rows = []
+        free = []
+        for window in [*kept.tolist(), None]:
+            pieces = [] if window is None else self._whole(window)
+            room = block_size - sum(length for _, length in pieces)
+            while room and waiting:
+                start, length = waiting.pop()
+                taken = min(room, length)
+                pieces.append((start, taken))
+                room -= taken
+                if taken < length:
+                    waiting.append((start + taken, length - taken))
+            if pieces:
+                rows.append(pieces)
+                free.append(room)
+        self.windows = len(rows)
+        self._starts, self._lengths = np.array([piece for row in rows for piece in row], np.int64).T
+        self._first = np.cumsum([0, *map(len, rows)])
+        self._free = np.array(free, np.int64)
+
+
+LAYOUTS: dict[str, type[Windows] | type[Documents]] = {
+    "windows": Windows,
+    "documents": Documents,
+    "documents_once": DocumentsOnce,
+}
 
 
 class Packing(NamedTuple):

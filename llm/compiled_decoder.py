@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from llm import decoder_kernels as kernels
 from llm.compute import Compute
-from llm.decoder import Decoder, TorchDecoder
+from llm.decoder import Decoder, decoder_for
 from llm.errors import WordmillError
+from llm.model.exact import unknown_part
 from llm.model.positions import Rope
 from llm.model.transformer import Block, Cache, Transformer
 
@@ -28,18 +29,24 @@ AVAILABLE = numba.get_num_threads()  # numba starts no more than these
 
 
 def fastest(model: Transformer, compute: Compute) -> Decoder:
-    """The decoder for few rows: compiled on the CPU in fp32 or bf16, torch's elsewhere."""
-    compiled = compute.device.type == "cpu" and compute.dtype != torch.float16
-    return CompiledDecoder(model, compute) if compiled else TorchDecoder(model, compute)
+    """The decoder for few rows: compiled on the CPU in fp32 or bf16, the model's own code elsewhere and for parts that
+    the compiled one does not know."""
+    compiled = compute.device.type == "cpu" and compute.dtype != torch.float16 and unknown_part(model) is None
+    return CompiledDecoder(model, compute) if compiled else decoder_for(model, compute)
 
 
 class CompiledDecoder:
-    """A copy of `model` in the format of `compute`. Raises WordmillError unless that is the CPU in fp32 or bf16."""
+    """A copy of `model` in the format of `compute`.
+
+    Raises WordmillError unless that is the CPU in fp32 or bf16, and for a model with parts that it does not know.
+    """
 
     @torch.no_grad()
     def __init__(self, model: Transformer, compute: Compute) -> None:
         if compute.device.type != "cpu" or compute.dtype == torch.float16:
             raise WordmillError(f"compiled decoding is for the CPU in fp32 or bf16, not for {compute}")
+        if part := unknown_part(model):
+            raise WordmillError(f"compiled decoding does not know {part}; use the decoder that runs the model itself")
         self.model = model = copy.deepcopy(model).to(compute.device).eval()
         self.config = config = model.config
         self.vocab_size = model.vocab_size

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from llm import checkpoint
 from llm.compute import Compute, keep_freed_memory
+from llm.devices import memory_for
 from llm.dpo_losses import LossName, preference_loss
 from llm.errors import ConfigError, WordmillError
 from llm.model.transformer import Transformer
 from llm.optim.adamw import adamw
-from llm.optim.guard import Guard
+from llm.optim.guard import Guard, apply
 from llm.optim.schedules import cosine
 from llm.pair_scoring import Scope, ScopeName
 from llm.training_state import Record, best, restore, save, saved_tensors
@@ -109,6 +110,19 @@ def dpo(
 
     `train` and `held_out` are pairs in the configured scope (`llm.pair_scoring.SCOPES`). Raises WordmillError.
     """
+    with memory_for(f"DPO on {compute.device} with dpo.batch_size {config.batch_size}", "lower dpo.batch_size"):
+        yield from _dpo(policy, train, held_out, config, compute, checkpoints, stopping)
+
+
+def _dpo(
+    policy: Transformer,
+    train: Scope,
+    held_out: Scope,
+    config: DPOConfig,
+    compute: Compute,
+    checkpoints: Path,
+    stopping: Callable[[], bool],
+) -> Iterator[Record]:
     if len(train) < config.batch_size:
         raise WordmillError(
             f"dpo.batch_size: {config.batch_size} is more than the {len(train)} training texts; "
@@ -135,7 +149,7 @@ def dpo(
     with checkpoint.Writer(checkpoints, CHECKPOINTS_KEPT) as writer:
         for step in range(start, steps):
             done = step + 1
-            lr = cosine(step, steps, min(config.warmup_steps, steps), config.lr, config.final_lr_share)
+            lr = cosine(step, steps, min(config.warmup_steps, steps - 1), config.lr, config.final_lr_share)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             order = np.random.Generator(np.random.PCG64([config.seed, step // per_epoch])).permutation(len(train))
@@ -151,8 +165,7 @@ def dpo(
             guard.scaled(loss).backward()
             guard.unscale(policy)
             grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.grad_clip)
-            optimizer.found_inf = guard.judge(step, loss.detach(), grad_norm)  # type: ignore[attr-defined]
-            optimizer.step()
+            apply(optimizer, guard.judge(step, loss.detach(), grad_norm))
             optimizer.zero_grad()
 
             logging = done % config.log_every == 0 or done == steps

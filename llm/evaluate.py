@@ -56,19 +56,24 @@ class Scores:
     nats: np.ndarray
     tokens: np.ndarray
     bytes: np.ndarray
+    documents: int | None = None  # where they are not as many as rows
 
     def summary(self, seed: int) -> dict[str, float]:
-        """Loss (nats per token), perplexity, bits per byte and its 95 % interval."""
+        """Loss (nats per token), perplexity, bits per byte and its 95 % interval; of a single document, its windows."""
         loss = self.nats.sum() / self.tokens.sum()
         low, high = interval(self.nats, self.bytes, seed)
+        rows = len(self.nats)
+        documents = rows if self.documents is None else self.documents
+        windows = {} if documents == rows else {"windows": float(rows)}
         return {
             "loss": float(loss),
             "perplexity": float(np.exp(loss)),
             "bits_per_byte": float(self.nats.sum() / self.bytes.sum() / np.log(2)),
             "bits_per_byte_low": low / float(np.log(2)),
             "bits_per_byte_high": high / float(np.log(2)),
-            "documents": float(len(self.nats)),
+            "documents": float(documents),
             "bytes": float(self.bytes.sum()),
+            **windows,
         }
 
 
@@ -81,6 +86,7 @@ class ScoredTokens:
     bytes: np.ndarray  # of text that it stands for; none for end-of-text
     row: np.ndarray  # its document's number, or, of a single document, its window's
     rows: int
+    documents: int | None = None  # where they are not as many as rows
 
     def by_row(self, values: np.ndarray, groups: np.ndarray | None = None, count: int = 1) -> np.ndarray:
         """Sums of `values` (N,) by row, and by `groups` (N,) in [0, count) if given: (rows, count)."""
@@ -89,7 +95,8 @@ class ScoredTokens:
 
     def scores(self) -> Scores:
         columns = (-self.predictions.logprobs, np.ones(len(self.row)), self.bytes)
-        return Scores(*(self.by_row(column)[:, 0] for column in columns))
+        nats, tokens, sizes = (self.by_row(column)[:, 0] for column in columns)
+        return Scores(nats, tokens, sizes, self.documents)
 
 
 def score_documents(
@@ -119,7 +126,7 @@ def score_tokens(
     row = np.repeat(rows, [len(segment.tokens) - segment.first for segment in segments])
     lengths = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     lengths[: len(tokenizer.tokens)] = [len(token) for token in tokenizer.tokens]
-    return ScoredTokens(found, position, lengths[tokens], row, int(rows[-1]) + 1)
+    return ScoredTokens(found, position, lengths[tokens], row, int(rows[-1]) + 1, len(texts))
 
 
 def bracketed(tokenizer: Tokenizer, text: str) -> np.ndarray:

@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 
 from llm.compute import Compute
-from llm.decoder import Decoder, TorchDecoder
+from llm.decoder import Decoder, decoder_for
+from llm.devices import memory_for
 from llm.errors import WordmillError
 from llm.model.transformer import Transformer
 from llm.sampling import History, Sampling, Uniforms, draw
@@ -24,6 +25,7 @@ from llm.sampling import History, Sampling, Uniforms, draw
 PastContext = Literal["stop", "slide"]
 
 
+@memory_for("generation", "free the device's memory, or set compute.device: cpu")
 def generate(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -43,7 +45,7 @@ def generate(
     seeds = [Uniforms(seed, i) for i in range(len(prompts))] if isinstance(seed, int) else list(map(Uniforms, seed))
     check_fit(prompts, model.config.block_size, past_context)
     training = model.training
-    decoder = TorchDecoder(model, compute)
+    decoder = decoder_for(model, compute)
     written: list[list[int]] = []
     for start in range(0, len(prompts), rows_at_once):
         part = slice(start, start + rows_at_once)
@@ -106,7 +108,7 @@ class Writing:
         own = self._reading.logits
         logits = own if self._history is None else self._history.penalised(own, self._sampling)
         uniforms = [self._seeds[row].next() for row in self._rows]
-        self._tokens = draw(logits, torch.tensor(uniforms, dtype=torch.float64, device=own.device), self._sampling)
+        self._tokens = draw(logits, torch.tensor(uniforms, dtype=torch.float64), self._sampling)
         drawn = list(zip(self._rows, self._tokens.tolist(), own, strict=True))
         self.going = []
         for row, token, _ in drawn:

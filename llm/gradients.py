@@ -13,6 +13,8 @@ from torch import Tensor
 
 from llm.compute import Compute
 from llm.loss import next_token_loss
+from llm.model.attention import cudnn_is_right
+from llm.model.positions import Rope, Unplaced
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard
 
@@ -25,7 +27,16 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     documents: Tensor | None = None  # (batch_size, T) int64: a position sees only those of equal number; None: all
+    places: Tensor | None = None  # (batch_size, T) int64, with documents: where each token stands in its own
     first: int = 0  # row of the whole batch that this begins with, where several processes share one
+
+
+def needs_places(model: Transformer) -> bool:
+    """Whether masked documents need each token's place in its own document.
+
+    In evaluation a document begins at place 0, so it must in training. RoPE depends on distances alone.
+    """
+    return type(model.position) not in (Rope, Unplaced)
 
 
 def backward(
@@ -45,14 +56,17 @@ def backward(
     """
     loss = torch.zeros((), device=compute.device)
     batch_size = len(batch.inputs)
+    packed = {"documents": batch.documents, "places": batch.places}
+    cudnn = compute.device.type == "cuda" and cudnn_is_right(model.config, batch.documents is not None, compute.device)
     for start in range(0, batch_size, micro_batch_size):
         rows = slice(start, start + micro_batch_size)
         x, y = batch.inputs[rows], batch.targets[rows]
         if model.config.dropout > 0:
             torch.manual_seed(dropout_seed(seed, batch.step, (batch.first + start) // micro_batch_size))
-        with around(start + micro_batch_size >= batch_size):
+        given = {name: each[rows] for name, each in packed.items() if each is not None}
+        with around(start + micro_batch_size >= batch_size), compute.fixed_shapes(cudnn):
             with compute.autocast():
-                states = hidden(x, documents=None if batch.documents is None else batch.documents[rows])
+                states = hidden(x, **given)
                 part = next_token_loss(states, model.head.weight, y, compute.config.compile) * (len(x) / batch_size)
             guard.scaled(part).backward()
         loss += part.detach()

@@ -15,7 +15,8 @@ from llm.compute import Compute
 from llm.corpus.stories import judge
 from llm.generate import Sampling, generate
 from llm.model.transformer import Transformer
-from llm.preferences import Pair, PreferencesConfig, hashed_split
+from llm.preference_split import hashed_split
+from llm.preferences import Pair, PreferencesConfig
 from llm.progress import progress
 from llm.tokenizer.tokenizer import Tokenizer
 
@@ -26,7 +27,7 @@ AT_ONCE = 64  # openings
 def judged_pairs(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], config: PreferencesConfig, compute: Compute
 ) -> list[Pair]:
-    """At most `config.pairs` pairs, in the order of `texts`: whole stories, whose first sentences are the prompts."""
+    """The pairs in the order of `texts`: whole stories, whose first sentences are the prompts."""
     openings = [text[: text.index(".") + 1] for text in texts]
     own: list[list[Pair]] = []
     with progress(total=len(openings), unit="openings", label="preferences") as bar:
@@ -42,7 +43,7 @@ def judged_pairs(
             for text, pairs in zip(texts, own, strict=True)
             for pair in pairs
         ]
-    return found[: config.pairs]
+    return found
 
 
 def _written(

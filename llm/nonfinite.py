@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm.compute import Compute, ComputeConfig
+from llm.devices import as_float64
 from llm.errors import WordmillError
 from llm.gradients import Batch, backward
 from llm.model.config import ModelConfig
@@ -134,7 +135,7 @@ def _watched(model: nn.Module) -> Iterator[list[Finding]]:
                 return
 
     def enter(name: str, module: nn.Module, inputs: Any) -> None:
-        look("forward", name, "input", inputs)
+        look("forward", name, "input", inputs[:1])  # the states; a mask that comes with them may hold infinities
 
     def leave(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if not findings and (own := _bad_parameter(module, name)) is not None:
@@ -178,7 +179,7 @@ def _bad_parameter(module: nn.Module, name: str) -> Finding | None:
 
 def _finding(phase: str, module: str, tensor: str, value: Tensor) -> Finding:
     value = value.detach()
-    finite = value[value.isfinite()].double()
+    finite = as_float64(value[value.isfinite()])
     return Finding(
         phase=phase,
         module=module,
@@ -217,8 +218,9 @@ def _write(
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.named_parameters()}
     save_file(weights, folder / "weights.safetensors")
     tokens = {"inputs": batch.inputs, "targets": batch.targets}
-    if batch.documents is not None:
-        tokens["documents"] = batch.documents
+    for name in ("documents", "places"):
+        if (given := getattr(batch, name)) is not None:
+            tokens[name] = given
     save_file({name: ids.cpu().contiguous() for name, ids in tokens.items()}, folder / "batch.safetensors")
     content = {
         "step": batch.step,
@@ -258,7 +260,7 @@ def replay(folder: Path, device: str | None = None) -> Finding | None:
     guard = Guard(compute.device, 0, compute.scales_loss)
     guard.state["scale"].fill_(content["loss_scale"])
     here = {name: ids.to(compute.device) for name, ids in tokens.items()}
-    batch = Batch(content["step"], here["inputs"], here["targets"], here.get("documents"))
+    batch = Batch(content["step"], here["inputs"], here["targets"], here.get("documents"), here.get("places"))
     return investigate(model, batch, _Saved(content["micro_batch_size"], content["seed"]), compute, guard)
 
 

@@ -53,7 +53,7 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
     counts as answer. An answer that is not whole loses its last token: in the text that goes on, a full stop may be one
     token with the line end behind it, and learning it alone would unlearn paragraphs. What does not fit into
     block_size + 1 tokens is cut: answers on the right to half of that at most, then the prompt on the left, the same
-    for both answers.
+    for both answers. The <end of text> stays before what is left of the prompt, as before every text in training.
     """
     sides: tuple[list[Segment], list[Segment]] = ([], [])
     cut = prompts_cut = answers_cut = 0
@@ -69,9 +69,9 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
             longest = max(room // 2, room - len(start))
             answers_cut += sum(len(answer) > longest for answer in tokens)
             tokens = [answer[:longest] for answer in tokens]
-            kept = room - max(map(len, tokens))
+            kept = room - max(map(len, tokens))  # 1 or more
             prompts_cut += len(start) > kept
-            start = start[-kept:]
+            start = [start[0], *start[len(start) - kept + 1 :]] if len(start) > kept else start
         for side, answer in zip(sides, tokens, strict=True):
             side.append(Segment(np.array([*start, *answer], dtype=np.int64), len(start)))
     return Pairs(*sides, cut, prompts_cut, answers_cut)

@@ -16,7 +16,6 @@ its peers (docs/LOG.md), so a `Parallel` joins the group that is there.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -45,8 +44,6 @@ def check(kind: Kind, processes: int, compute: Compute) -> None:
         raise WordmillError(
             f"pretrain.processes: each needs a GPU; here are {torch.cuda.device_count()} for {processes}"
         )
-    if compute.config.compile:
-        raise WordmillError(f"compute.compile: true does not go with pretrain.parallel: {kind}; use false, or none")
     if kind == "fsdp2" and compute.scales_loss:
         raise WordmillError("compute.precision: fp16 does not go with pretrain.parallel: fsdp2; use bf16 or fp32")
 
@@ -55,16 +52,18 @@ class Parallel:
     """One of `world` processes; of kind `none` it is the only one, and every method is free."""
 
     def __init__(self, kind: Kind = "none", device: str = "cpu") -> None:
-        """Kinds other than `none` need a process that torchrun has started. `device` is cpu or cuda."""
+        """Kinds other than `none` need a process that torchrun has started. `device` is cpu or cuda.
+
+        On cuda a `Compute` with the process's own GPU comes first, which makes that GPU the current one.
+        """
         self.kind = kind
         self.rank, self.world = 0, 1
         self._module: nn.Module | None = None
         if kind == "none":
             return
         if not distributed.is_initialized():
-            if device == "cuda":
-                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-            distributed.init_process_group("nccl" if device == "cuda" else "gloo")
+            # Others wait for the first process while it writes, too: nccl's own patience is ten minutes.
+            distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
         self._talk = distributed.new_group(backend="gloo", timeout=PATIENCE)  # on the host: a GPU is not waited for
 
@@ -72,6 +71,10 @@ class Parallel:
         """The model's `hidden`, to be called for each micro-batch; with `fsdp2` the model's weights become shards."""
         if self.kind == "none":
             return compute.compiled(model.hidden)
+        for block in (
+            model.blocks if compute.config.compile else ()
+        ):  # each by itself: what gathers weights and gradients stays outside
+            block.forward = compute.compiled(block.forward)
         root = _Hidden(model)
         if self.kind == "ddp":
             ddp = self._module = nn.parallel.DistributedDataParallel(root, gradient_as_bucket_view=True)
@@ -137,8 +140,8 @@ class Parallel:
         """The whole batch of which every process has its share, at all of them."""
         if self.world == 1:
             return batch
-        documents = None if batch.documents is None else self._rows(batch.documents)
-        return Batch(batch.step, self._rows(batch.inputs), self._rows(batch.targets), documents)
+        shares = (batch.inputs, batch.targets, batch.documents, batch.places)
+        return Batch(batch.step, *(None if share is None else self._rows(share) for share in shares))  # type: ignore[arg-type]
 
     def _rows(self, share: Tensor) -> Tensor:
         mine = share.cpu().contiguous()
@@ -156,7 +159,8 @@ class Parallel:
             if self.rank == 0:
                 told = json.dumps(work(_unsharded(model, weights))).encode()
         elif self.rank == 0:
-            told = json.dumps(work(model)).encode()
+            with _eager(model):
+                told = json.dumps(work(model)).encode()
         size = int(self.agree(len(told)))
         text = torch.frombuffer(bytearray(told), dtype=torch.uint8) if told else torch.empty(size, dtype=torch.uint8)
         distributed.broadcast(text, 0, group=self._talk)
@@ -175,8 +179,20 @@ class _Hidden(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, documents: Tensor | None = None) -> Tensor:
-        return self.model.hidden(ids, documents=documents)
+    def forward(self, ids: Tensor, documents: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+        return self.model.hidden(ids, documents=documents, places=places)
+
+
+@contextmanager
+def _eager(model: Transformer) -> Iterator[None]:
+    """Within, blocks run uncompiled: evaluation and samples have other shapes at each call."""
+    compiled = [vars(block).pop("forward", None) for block in model.blocks]
+    try:
+        yield
+    finally:
+        for block, forward in zip(model.blocks, compiled, strict=True):
+            if forward is not None:
+                block.forward = forward
 
 
 def _unsharded(model: Transformer, weights: Mapping[str, Tensor]) -> Transformer:

@@ -6,18 +6,18 @@ Sources, by name:
 - `judged`: stories that the model writes itself, one that makes sense against one that does not (`llm.judged`).
 - `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
   answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
-- `files`, `hub`: given pairs, in any of the usual shapes (`llm.preference_files`).
+- `files`, `hub`: given pairs, in any of the usual shapes (`llm.preference_shapes`).
 
-Pairs with an empty part, with equal answers, or seen before are dropped and counted. A pair is held out by a hash of
-its prompt, or of its whole story, so that neither is ever on both sides; pairs made of the corpus are held out with the
-corpus's split.
+Pairs with an empty part, with equal answers, or seen before are left out and counted. A limit keeps an even sample and
+says what it leaves out. Given pairs are held out by dialogue (`llm.preference_split`), stories by a hash of the prompt
+or of the whole story, and pairs made of the corpus with the corpus's split.
 """
 
 import hashlib
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Literal
@@ -29,9 +29,12 @@ import pyarrow.parquet as pq
 from llm.corpus.config import CorpusConfig
 from llm.corpus.stories import pairs as story_pairs
 from llm.errors import ConfigError, WordmillError
-from llm.preference_files import ShapeName, from_files, from_hub
+from llm.preference_account import Account
+from llm.preference_files import from_files, from_hub
+from llm.preference_shapes import ShapeName
+from llm.preference_split import HELD_OUT, TRAIN, hashed_split, split_dialogues
 
-HELD_OUT = "test"
+MADE = 1000  # pairs that `stories` and `corpus`, which have no end, make where no number is given
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("prompt", "chosen", "rejected", "kind", "split")] + [("whole", pa.bool_())]
 )
@@ -42,14 +45,14 @@ class PreferencesConfig:
     """Raises ConfigError."""
 
     source: Literal["judged", "stories", "corpus", "files", "hub"]
-    pairs: int  # to make (stories, corpus) or to make or read at most (judged, files, hub)
+    pairs: int  # at most so many, an even sample; 0 = all there are (judged, files, hub), or MADE (stories, corpus)
     openings: int  # judged: of training stories, that the model goes on from
     tries: int  # judged: stories that it writes for each opening
     temperature: float  # judged: of those stories
     pairs_per_story: int  # stories: so many different mistakes in one story at most
     held_out_share: float  # of the pairs, kept from training
     paths: tuple[str, ...]  # files: paths and globs of .jsonl, .json, .parquet, each also .gz or .zst
-    shape: ShapeName  # files, hub: `llm.preference_files.SHAPES`, or auto
+    shape: ShapeName  # files, hub: `llm.preference_shapes.SHAPES`, or auto
     dataset: str  # hub: owner/name, or a local folder in the hub's layout (starts with / or .)
     dataset_config: str  # hub: subset; empty = the data set's default
     dataset_split: str  # hub: which of the data set's own splits is read (it is split anew here)
@@ -59,7 +62,9 @@ class PreferencesConfig:
     seed: int  # stories, corpus
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "openings", "pairs_per_story", "prompt_characters", "answer_characters"):
+        if self.pairs < 0:
+            raise ConfigError("pairs", f"{self.pairs} is negative; 0 = all")
+        for name in ("openings", "pairs_per_story", "prompt_characters", "answer_characters"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
         if self.tries < 2:
@@ -91,8 +96,9 @@ class Pair:
     chosen: str
     rejected: str
     kind: str  # what makes the rejected answer worse, or where the pair comes from
-    split: str  # "train" or "test"
+    split: str  # "train" or "test"; given pairs get theirs when all are known
     whole: bool = True  # the answers are complete: an end of text follows them
+    where: str = ""  # file and line that a given pair comes from; not stored
 
 
 @dataclass(frozen=True)
@@ -106,67 +112,118 @@ class PairTexts:
 
 
 def pairs(
-    config: PreferencesConfig, train: Iterable[str], held_out: Iterable[str], scratch: Path | None = None
+    config: PreferencesConfig,
+    train: Iterable[str],
+    held_out: Iterable[str],
+    account: Account,
+    scratch: Path | None = None,
 ) -> Iterator[Pair]:
-    """The pairs of the configured source, `judged` apart, which needs a model.
+    """The pairs of the configured source, `judged` apart, which needs a model, as they come: `select` chooses.
 
     `train` and `held_out` are the corpus's documents, read only by `corpus`; `scratch` is a folder for what `files` and
-    `hub` unpack, by default the system's own for such. Raises WordmillError for files that do not
-    hold pairs and for a corpus too small to make them of.
+    `hub` unpack, by default the system's own for such. `account` counts the records. Raises WordmillError for files
+    that do not hold pairs and for a corpus too small to make them of.
     """
+    wanted = config.pairs or MADE
     if config.source == "stories":
-        yield from islice(_from_stories(config), config.pairs)
+        yield from counted(islice(_from_stories(config), wanted), account)
     elif config.source == "corpus":
-        test_pairs = max(1, round(config.pairs * config.held_out_share))
-        yield from _passages(config, list(train), config.pairs - test_pairs, "train")
-        yield from _passages(config, list(held_out), test_pairs, HELD_OUT)
+        test_pairs = max(1, round(wanted * config.held_out_share))
+        yield from counted(_passages(config, list(train), wanted - test_pairs, TRAIN, account), account)
+        yield from counted(_passages(config, list(held_out), test_pairs, HELD_OUT, account), account)
     elif config.source in ("files", "hub"):
         folder = scratch or Path(tempfile.gettempdir())
         if config.source == "files":
-            given = from_files(config.paths, config.shape, folder)
+            given = from_files(config.paths, config.shape, folder, account)
         else:
-            given = from_hub(config.hub, config.shape, folder)
-        for prompt, chosen, rejected in islice(given, config.pairs):
-            yield Pair(prompt, chosen, rejected, "given", hashed_split(prompt, config.held_out_share))
+            given = from_hub(config.hub, config.shape, folder, account)
+        for (prompt, chosen, rejected), where in given:
+            yield Pair(prompt, chosen, rejected, "given", "", where=where)
     else:
         raise ValueError(f"the source {config.source} is llm.judged's")
 
 
-def cleaned(source: Iterable[Pair], counts: dict[str, int]) -> Iterator[Pair]:
-    """`source` without useless pairs; `counts` gets how many were kept and how many dropped, by reason."""
-    counts |= dict.fromkeys(("train", HELD_OUT, "empty", "equal_answers", "duplicates"), 0)
+def counted(source: Iterable[Pair], account: Account) -> Iterator[Pair]:
+    """The pairs of `source`, each a record of the account."""
+    for pair in source:
+        account.records += 1
+        yield pair
+
+
+def select(source: Iterable[Pair], config: PreferencesConfig, account: Account) -> list[Pair]:
+    """The pairs of `source` to learn from, each with its split. Raises WordmillError where a split gets none."""
+    kept = list(_useful(source, account))
+    if config.pairs:
+        kept = _sample(kept, config.pairs, account)
+    if config.source in ("files", "hub"):
+        splits = split_dialogues([pair.prompt for pair in kept], config.held_out_share)
+        kept = [replace(pair, split=split) for pair, split in zip(kept, splits, strict=True)]
+    for pair in kept:
+        account.kept[pair.split] += 1
+        account.kinds[pair.kind] += 1
+    account.check()
+    for split in (TRAIN, HELD_OUT):
+        if not account.kept[split]:
+            raise WordmillError(_none_left(split, config, account))
+    return kept
+
+
+def _none_left(split: str, config: PreferencesConfig, account: Account) -> str:
+    kept = account.kept.total()
+    told = f"preferences: no pair is left for the {split} split; {account.records:,} records gave {kept:,} pairs"
+    if account.left_out:
+        told += f" (left out: {account.causes()})"
+    if not kept:
+        return f"{told}; correct the records, or give others"
+    limited = " and raise preferences.pairs" if config.pairs else ""
+    share = "raise" if split == HELD_OUT else "lower"
+    return f"{told}; {share} preferences.held_out_share, or give more data{limited}"
+
+
+def _useful(source: Iterable[Pair], account: Account) -> Iterator[Pair]:
+    """`source` without pairs that teach nothing."""
     seen: set[bytes] = set()
     for pair in source:
-        key = hashlib.blake2b("\0".join((pair.prompt, pair.chosen, pair.rejected)).encode(), digest_size=16).digest()
-        if not (pair.prompt.strip() and pair.chosen.strip() and pair.rejected.strip()):
-            counts["empty"] += 1
+        key = _digest(pair)
+        if not pair.prompt.strip():
+            account.leave_out("empty_prompt", pair.where)
+        elif not (pair.chosen.strip() and pair.rejected.strip()):
+            account.leave_out("empty_answer", pair.where)
         elif pair.chosen == pair.rejected:
-            counts["equal_answers"] += 1
+            account.leave_out("equal_answers", pair.where)
         elif key in seen:
-            counts["duplicates"] += 1
+            account.leave_out("duplicates", pair.where)
         else:
             seen.add(key)
-            counts[pair.split] += 1
             yield pair
+
+
+def _digest(pair: Pair) -> bytes:
+    text = "\0".join((pair.prompt, pair.chosen, pair.rejected))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _sample(pairs: list[Pair], limit: int, account: Account) -> list[Pair]:
+    """`limit` of the pairs, in their order: those of the smallest digests, an even sample of all files."""
+    if len(pairs) <= limit:
+        return pairs
+    chosen = set(sorted(range(len(pairs)), key=lambda i: _digest(pairs[i]))[:limit])
+    first = next(i for i in range(len(pairs)) if i not in chosen)
+    account.leave_out("over_limit", pairs[first].where, len(pairs) - limit)
+    return [pairs[i] for i in sorted(chosen)]
 
 
 def write_pairs(source: Iterable[Pair], path: Path) -> None:
     """Pairs as Parquet: prompt, chosen, rejected, kind, split, whole. Written under a temporary name, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(source)
-    for split in ("train", HELD_OUT):
-        if not any(pair.split == split for pair in rows):
-            raise WordmillError(
-                f"preferences: no pair is left for the {split} split; raise preferences.pairs or give more data"
-            )
-    table = pa.Table.from_pylist([vars(pair) for pair in rows], SCHEMA)
+    table = pa.Table.from_pylist([vars(pair) for pair in source], SCHEMA)
     temporary = path.with_name(f".{path.name}.writing")
     pq.write_table(table, temporary, compression="zstd")
     temporary.rename(path)
 
 
 def read_pairs(path: Path, split: str, limit: int = 0) -> PairTexts:
-    """The pairs of one split, the first `limit` of them (0 = all)."""
+    """The pairs of one split, or `limit` of them, evenly spaced (0 = all)."""
     if not path.is_file():
         raise WordmillError(f"{path}: not found; `dvc repro preferences` makes it")
     try:
@@ -175,17 +232,13 @@ def read_pairs(path: Path, split: str, limit: int = 0) -> PairTexts:
             table = file.read(use_threads=False)
         if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
             raise pa.ArrowInvalid("other columns than those of pairs")
-        rows = table.filter(pc.equal(table["split"], split)).slice(0, limit or None)
+        rows = table.filter(pc.equal(table["split"], split))
+        if 0 < limit < len(rows):
+            rows = rows.take([i * len(rows) // limit for i in range(limit)])
         return PairTexts(*(rows.column(name).to_pylist() for name in ("prompt", "chosen", "rejected", "whole")))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WordmillError(f"{path}: cannot be read as pairs ({line}); `dvc repro preferences` makes it") from None
-
-
-def hashed_split(prompt: str, share: float) -> str:
-    """ "test" for about `share` of all prompts, decided by the prompt's hash alone."""
-    number = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
-    return HELD_OUT if number < share * 2**64 else "train"
 
 
 def _from_stories(config: PreferencesConfig) -> Iterator[Pair]:
@@ -195,8 +248,10 @@ def _from_stories(config: PreferencesConfig) -> Iterator[Pair]:
             yield Pair(made.prompt, made.chosen, made.rejected, made.kind, split)
 
 
-def _passages(config: PreferencesConfig, texts: list[str], wanted: int, split: str) -> Iterator[Pair]:
+def _passages(config: PreferencesConfig, texts: list[str], wanted: int, split: str, account: Account) -> Iterator[Pair]:
     length = config.prompt_characters + config.answer_characters
+    if short := sum(len(text) < length for text in texts):
+        account.notes[f"documents of {len(texts):,} in {split} are too short for a pair of {length} characters"] = short
     texts = [text for text in texts if len(text) >= length]
     if sum(len(text) for text in texts) < 2 * length:
         raise WordmillError(

@@ -33,17 +33,20 @@ from llm import checkpoint, nonfinite
 from llm.batches import ahead
 from llm.compiling import trial
 from llm.compute import Compute, keep_freed_memory
+from llm.devices import memory_for
 from llm.errors import ConfigError, WordmillError
-from llm.gradients import Batch, backward
+from llm.gradients import Batch, backward, needs_places
+from llm.model.attention import check_attention
 from llm.model.counts import flops_per_token
 from llm.model.transformer import Transformer
-from llm.optim.guard import Guard
+from llm.optim.guard import Guard, apply
 from llm.optim.optimizers import OPTIMIZERS, Settings
 from llm.optim.schedules import SCHEDULES, decay_steps
 from llm.parallel import Kind, Parallel, whole
 from llm.training_state import Record, best, restore, save, saved_tensors
 
 ALONE = Parallel()
+ELEMENTWISE = ("adamw", "adamw_reference")  # optimizers that need no weight whole
 OF_A_RUN = ("optimizer", "batch_size", "seed", "packing")  # what a checkpoint's state has a meaning for
 
 
@@ -60,7 +63,7 @@ class PretrainConfig:
     batch_size: int  # sequences a step
     micro_batch_size: int  # sequences at a time; gradients add up to batch_size
     recompute_activations: bool  # less memory for a third more work: `llm.model.transformer`
-    packing: Literal["windows", "documents"]  # cut the stream anywhere, or begin each sequence with a document
+    packing: Literal["windows", "documents", "documents_once"]  # how text falls into sequences: llm/batches.py
     mask_documents: bool  # documents in one sequence do not see each other
     optimizer: Literal["adamw", "adamw_reference", "muon"]
     lr: float  # peak learning rate
@@ -117,8 +120,10 @@ class PretrainConfig:
                 f"{self.batch_size}; lower micro_batch_size, or make batch_size a multiple of "
                 f"{self.processes * self.micro_batch_size}",
             )
-        if self.parallel == "fsdp2" and self.optimizer == "muon":
-            raise ConfigError("parallel", "fsdp2 shards the matrices that muon needs whole; use ddp, or adamw")
+        if self.parallel == "fsdp2" and self.optimizer not in ELEMENTWISE:
+            raise ConfigError(
+                "parallel", f"fsdp2 shards the matrices that {self.optimizer} needs whole; use ddp, or adamw"
+            )
         if not 0 <= self.final_lr_share <= 1:
             raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
         if not 0 < self.decay_share <= 1:
@@ -162,7 +167,29 @@ def pretrain(
 
     Of several processes each calls it with its own share of the batches, and gets the same records. The first one alone
     evaluates, samples, writes checkpoints, and is asked whether to stop.
+
+    Raises WordmillError, with what to change, where memory runs out.
     """
+    advice = "lower pretrain.micro_batch_size, or set pretrain.recompute_activations: true"
+    with memory_for(
+        f"pretraining on {compute.device} with pretrain.micro_batch_size {config.micro_batch_size}", advice
+    ):
+        yield from _pretrain(model, batches, config, compute, evaluate, sample, checkpoints, stopping, parallel, origin)
+
+
+def _pretrain(
+    model: Transformer,
+    batches: BatchSource,
+    config: PretrainConfig,
+    compute: Compute,
+    evaluate: Callable[[Transformer], dict[str, float]],
+    sample: Callable[[Transformer], str],
+    checkpoints: Path,
+    stopping: Callable[[], bool],
+    parallel: Parallel,
+    origin: Mapping[str, Any] | None,
+) -> Iterator[Record]:
+    check_attention(model.config, compute.device)
     keep_freed_memory()
     model.to(compute.device).train()
     model.recompute = config.recompute_activations
@@ -192,8 +219,8 @@ def pretrain(
         figures = parallel.on_first(model, evaluate)
         yield Record(0, {"tokens": 0.0, "flops": 0.0} | {f"val_{k}": v for k, v in figures.items()})
         return
-    load = partial(_batch, batches, config, compute, parallel.rank)
-    if compute.config.compile and start < config.steps:
+    load = partial(_batch, batches, config, compute, parallel.rank, placed=needs_places(model))
+    if compute.config.compile and parallel.kind == "none" and start < config.steps:
         trial(model, hidden, load(start), config.micro_batch_size, config.steps - start, compute, guard)
     flops_per_step = 0
     before_decay = last_before_decay(config)
@@ -218,8 +245,7 @@ def pretrain(
             guard.unscale(model)
             grad_norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip))
             before = [w.detach().clone() for w in model.parameters()] if logging else []
-            optimizer.found_inf = guard.judge(step, loss, grad_norm)  # type: ignore[attr-defined]
-            optimizer.step()
+            apply(optimizer, guard.judge(step, loss, grad_norm))
             optimizer.zero_grad()
             tokens = batch.inputs.numel() * parallel.world
             flops_per_step = flops_per_token(model.config, model.vocab_size) * tokens
@@ -298,7 +324,11 @@ def _of_model(model: Transformer) -> dict[str, Any]:
     return {f"model.{name}": value for name, value in {**known, "vocab_size": model.vocab_size}.items()}
 
 
-def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int) -> Batch:
+def _batch(
+    batches: BatchSource, config: PretrainConfig, compute: Compute, rank: int, step: int, placed: bool = False
+) -> Batch:
+    compute.use_in_thread()  # it is called in another one
+
     def put(array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
         if compute.device.type == "cuda":  # from pinned memory the copy goes on beside the computation
@@ -306,8 +336,10 @@ def _batch(batches: BatchSource, config: PretrainConfig, compute: Compute, rank:
         return tensor.to(compute.device, non_blocking=True)
 
     x, y = map(put, batches.batch(step))
-    documents = put(batches.positions(step)[0]) if config.mask_documents else None
-    return Batch(step, x, y, documents, first=rank * len(x))
+    if not config.mask_documents:
+        return Batch(step, x, y, first=rank * len(x))
+    documents, places = batches.positions(step)
+    return Batch(step, x, y, put(documents), put(places) if placed else None, rank * len(x))
 
 
 class _Stopwatch:
@@ -351,5 +383,5 @@ def _entropy(head: Tensor, states: Tensor) -> float:
 
 def _memory(compute: Compute) -> int:
     if compute.device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(compute.device)
     return psutil.Process().memory_info().rss

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llm.devices import as_float64, cumulative_sums
 from llm.errors import ConfigError
 
 
@@ -89,13 +90,14 @@ class History:
 
 
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row from logits (B, V), after any penalties, and uniform numbers (B,)."""
+    """One token a row from logits (B, V), after any penalties, and uniform numbers (B,), on any device."""
     if sampling.temperature < 1e-6:  # dividing by less may overflow, and it is greedy anyhow
         return logits.argmax(dim=-1)
     logits = filtered(logits / sampling.temperature, sampling)
-    shares = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    places = torch.searchsorted(shares, (uniforms.double() * shares[:, -1])[:, None], right=True)
-    return places[:, 0].clamp(max=logits.shape[-1] - 1)
+    shares = cumulative_sums(as_float64(logits).softmax(dim=-1))
+    wanted = uniforms.to(shares.device).double() * shares[:, -1]
+    places = torch.searchsorted(shares, wanted[:, None], right=True)
+    return places[:, 0].clamp(max=logits.shape[-1] - 1).to(logits.device)
 
 
 def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -106,7 +108,7 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p < 1:
         ordered, places = logits.sort(dim=-1, descending=True)
         shares = ordered.softmax(dim=-1)
-        excluded = shares.cumsum(dim=-1) - shares >= sampling.top_p  # what stands before it already reaches p
+        excluded = cumulative_sums(shares) - shares >= sampling.top_p  # what stands before it already reaches p
         logits = logits.masked_fill(excluded.scatter(-1, places, excluded), float("-inf"))
     if sampling.min_p > 0:
         shares = logits.softmax(dim=-1)

@@ -63,7 +63,12 @@ def saved_tensors(
     """Weights, optimizer state and the guard's under flat names, as a checkpoint holds them."""
     tensors: dict[str, Tensor] = {f"model.{name}": weight for name, weight in model.named_parameters()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        for key, value in state.items():
+            if not isinstance(value, Tensor):
+                raise WordmillError(
+                    f"checkpoints hold tensors, and {type(optimizer).__name__} keeps {key} as {type(value).__name__}"
+                )
+            tensors[f"optimizer.{index}.{key}"] = value
     return tensors | {f"guard.{name}": value for name, value in guard.items()}
 
 

@@ -29,7 +29,7 @@ class Params:
 def run(params: Params, stage: Stage) -> None:
     config = params.dpo
     compute = Compute(params.compute)
-    hold(stage.name, compute.device)
+    compute = compute.on(hold(stage.name, compute.device)[0])
     tokenizer = Tokenizer.load(BASE)
     policy = folder.load(BASE)
 

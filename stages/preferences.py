@@ -1,11 +1,10 @@
 """Stage `preferences`: pairs of answers to learn from.
 
-Writes data/preferences/; how many pairs there are, as metrics, to reports/preferences.json; and of which kinds, and
-what was left out, to reports/preferences/counts.json. The base model is read for the source `judged` alone.
+Writes data/preferences/; how many pairs there are and how many records were left out, as metrics, to
+reports/preferences.json; and the whole account, with each cause and its first record, to
+reports/preferences/counts.json. The base model is read for the source `judged` alone.
 """
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from llm.corpus.documents import documents, manifest, sample
 from llm.errors import WordmillError
 from llm.judged import judged_pairs
 from llm.model import folder
-from llm.preferences import Pair, PreferencesConfig, cleaned, pairs, write_pairs
+from llm.preference_account import Account
+from llm.preferences import Pair, PreferencesConfig, counted, pairs, select, write_pairs
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
@@ -31,25 +31,21 @@ class Params:
 
 
 def run(params: Params, stage: Stage) -> None:
-    kinds: Counter[str] = Counter()
-    counts: dict[str, int] = {}
-
-    def counted(source: Iterator[Pair]) -> Iterator[Pair]:
-        for pair in source:
-            kinds[pair.kind] += 1
-            yield pair
-
+    account = Account()
     if params.preferences.source == "judged":
-        made = iter(own_pairs(params))
+        made = counted(own_pairs(params), account)
     else:
-        made = pairs(params.preferences, documents(CORPUS / "train"), documents(CORPUS / "test"), stage.scratch)
-    write_pairs(counted(cleaned(made, counts)), OUT)
+        texts = documents(CORPUS / "train"), documents(CORPUS / "test")
+        made = pairs(params.preferences, *texts, account, stage.scratch)
+    write_pairs(select(made, params.preferences, account), OUT)
     details = Path("reports/preferences/counts.json")
-    write_json({**counts, "kinds": kinds}, details)
+    write_json(account.figures(), details)
     stage.artifact(details)
-    write_json({"pairs": counts["train"] + counts["test"]}, Path("reports/preferences.json"))
-    stage.metrics({name: float(count) for name, count in counts.items()})
-    print(", ".join(f"{name} {count}" for name, count in (counts | kinds).items()), flush=True)
+    counts = account.counts()
+    main_figures = {"pairs": account.kept.total(), "left_out": account.left_out.total()}
+    write_json(main_figures, Path("reports/preferences.json"))
+    stage.metrics({name: float(count) for name, count in (counts | main_figures).items()})
+    print("\n".join(account.lines()), flush=True)
 
 
 def own_pairs(params: Params) -> list[Pair]:

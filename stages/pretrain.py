@@ -4,6 +4,7 @@ Writes models/base/ (Hugging Face layout), reports/pretrain.json (the last figur
 (what was logged on the way, less what depends on the machine's speed, which goes to MLflow only).
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,15 +20,17 @@ from llm.errors import WordmillError
 from llm.evaluate import score_documents
 from llm.generate import Sampling, generate
 from llm.model import folder
+from llm.model.attention import check_attention
 from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
+from llm.model.exact import same_formula
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel, check
 from llm.pretrain import PretrainConfig, last_before_decay, pretrain
 from llm.shards import ShardSet
 from llm.tokenizer.tokenizer import Tokenizer
 from llm.training_state import Record
-from stages.device import hold
+from stages.device import TAKEN, gpu_of, hold
 from stages.params import build
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
@@ -49,17 +52,24 @@ def run(params: Params, stage: Stage) -> None:
     config = params.pretrain
     compute = Compute(params.compute)
     several = config.parallel != "none"
-    check(config.parallel, config.processes // nodes(config.processes) if several else 1, compute)
-    hold(stage.name, compute.device)
+    on_this_machine = config.processes // nodes(config.processes) if several else 1
+    check(config.parallel, on_this_machine, compute)
+    check_attention(params.model, compute.device)
+    on_gpu = compute.device.type == "cuda"
+    taken = hold(stage.name, compute.device, on_this_machine if on_gpu else 1)
+    if several and on_gpu:
+        os.environ[TAKEN] = ",".join(str(device.index) for device in taken)
+    compute = compute.on(taken[0])
     tokenizer = Tokenizer.load(TOKENIZER)
     shards = ShardSet.open(SHARDS, tokenizer.fingerprint)
     batches = Batches(shards, params.model.block_size, config.batch_size, config.seed, config.packing)
     model = beginning(params, tokenizer)
     rows = parameters(params.model, tokenizer.vocab_size)
-    chosen = " (auto)" if params.compute.device == "auto" else ""
+    chosen = f" ({compute.why})" if compute.why else ""
     shared = f", shared by {config.processes} processes: {config.parallel}" if several else ""
     print(f"{sum(rows.values()):,} parameters on {compute}{chosen}{shared}", flush=True)
     print(parameter_table(params.model, tokenizer.vocab_size), flush=True)
+    print(repeats(batches, config.packing), flush=True)
     stage.dataset("shards", "data/shards/train", shards.digest, {"tokens": shards.tokens})
     stage.tags({"device": str(compute)})
     if (before_decay := last_before_decay(config)) is not None:
@@ -81,9 +91,17 @@ def run(params: Params, stage: Stage) -> None:
         "parameters": sum(rows.values()),
         "flops": flops_per_token(params.model, tokenizer.vocab_size) * config.steps * batches.tokens_per_batch,
         "epochs": config.steps / batches.batches_per_epoch,
+        "repeated_share": batches.repeated_share,
     }
     summary(records, Path("reports/pretrain.json"), extra)
     stage.artifact(OUT / "config.json", "model")
+
+
+def repeats(batches: Batches, packing: str) -> str:
+    """One line on the targets that fill sequences up."""
+    advice = "; pretrain.packing: documents_once repeats none" if packing == "documents" else ""
+    share = f"{batches.repeated_share:.1%} of an epoch's targets are repeats"
+    return f"{share} that fill sequences of {batches.block_size} tokens (packing: {packing}){advice}"
 
 
 def trained(
@@ -119,7 +137,8 @@ def one_of_several(process: Process) -> None:
     params = build(Params, process.params, "job.json")
     config = params.pretrain
     threads = max(1, params.compute.threads // process.on_this_machine)
-    compute = Compute(replace(params.compute, threads=threads))
+    gpu = gpu_of(process.local_rank) if torch.cuda.is_available() else None
+    compute = Compute(replace(params.compute, threads=threads), gpu)
     check(config.parallel, process.on_this_machine, compute)
     parallel = Parallel(config.parallel, compute.device.type)
     tokenizer = Tokenizer.load(TOKENIZER)
@@ -160,7 +179,8 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
     check_vocabulary(place, tokenizer)
     given = folder.load(place, vocab_size=tokenizer.vocab_size)
     # A run's own matter: how attention is computed, dropout, and the context where no weight depends on it.
-    free = {"attention", "dropout"} | ({"block_size"} if params.model.position != "learned" else set())
+    free = {"dropout"} | ({"attention"} if same_formula(params.model.attention) else set())
+    free |= {"block_size"} if params.model.position != "learned" else set()
     free |= {"rope_theta"} if params.model.position != "rope" else set()
     wanted = {name: value for name, value in vars(params.model).items() if name not in free}
     other = [

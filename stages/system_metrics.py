@@ -5,17 +5,21 @@ still goes on; this one only fills a list, which is delivered with the stage's o
 costs nothing more. Beside MLflow's, which are the whole machine's, stand those of the stage and its child processes.
 
 The x-axis is seconds since the start. MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false turns it off;
-MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is the time between samples in seconds. GPUs need the package nvidia-ml-py.
+MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is the time between samples in seconds. GPUs need the package nvidia-ml-py
+(`pip install -e '.[gpu]'`). Where there is an NVIDIA GPU and not the package, a line says so.
 """
 
 import contextlib
 import os
+import sys
 import threading
 import time
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
 
+from llm.nvidia import nvidia_gpus
 from stages.mailbox import Event, now
 
 INTERVAL = 10.0  # seconds
@@ -94,6 +98,15 @@ def _monitors() -> list[Any]:
 
     psutil.cpu_percent()  # its first answer is always 0
     monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    if missing := missing_package():
+        print(missing, file=sys.stderr, flush=True)
     with contextlib.suppress(ImportError, RuntimeError):  # no package, or no GPU
         monitors.append(GPUMonitor())
     return monitors
+
+
+def missing_package() -> str:
+    """What to do for metrics of a GPU that is here, if its package is not; else nothing."""
+    if find_spec("pynvml") or not nvidia_gpus():
+        return ""
+    return "no metrics of the GPU: the package nvidia-ml-py is missing; pip install -e '.[gpu]'"

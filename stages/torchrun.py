@@ -26,8 +26,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llm.devices import choose
 from llm.errors import WordmillError
 from llm.training_state import Record
+from stages.device import TAKEN, hold
 from stages.processes import die_with_parent
 from stages.stage import RUNS, disk_problem
 
@@ -131,6 +133,7 @@ class Process:
         self.scratch = scratch
         self.params: dict[str, Any] = json.loads((scratch / "job.json").read_text())["params"]
         self.rank = int(os.environ["RANK"])
+        self.local_rank = int(os.environ["LOCAL_RANK"])
         self.on_this_machine = int(os.environ["LOCAL_WORLD_SIZE"])
         if self.rank:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115, for good: the first one prints
@@ -191,7 +194,13 @@ def _join(stage: str) -> None:
     while not (jobs := list((RUNS / stage).glob("*/job.json"))):
         time.sleep(POLL_SECONDS)
     job = max(jobs, key=lambda path: path.stat().st_mtime)  # others are of runs that were stopped
-    os.environ.update(_environment(nodes(json.loads(job.read_text())["processes"])))
+    told = json.loads(job.read_text())
+    machines = nodes(told["processes"])
+    device, _ = choose(told["params"]["compute"]["device"])
+    if device.type == "cuda":  # this machine's GPUs have locks of their own
+        taken = hold(f"{stage}, joined", device, told["processes"] // machines)
+        os.environ[TAKEN] = ",".join(str(each.index) for each in taken)
+    os.environ.update(_environment(machines))
     _run(job.parent, int(os.environ["WORDMILL_NODES"]))
 
 

@@ -72,7 +72,7 @@ def test_a_preset_runs_through_all_stages(
 ) -> None:
     changes = commands(name)[-1]
     plain = schema.check(params_of(presets.from_preset(name, {})))
-    many = plain.corpus.source == "hub" or plain.corpus.paths[0].endswith(".parquet")
+    many = plain.corpus.source == "hub" or len(plain.corpus.urls) > 1
     changes |= {"corpus.source": "files", "corpus.paths": [str(texts / ("documents.jsonl" if many else "text.txt"))]}
     if plain.tokenizer.kind == "tiktoken":
         offer_encoding(plain.tokenizer.encoding, request.getfixturevalue("shared_data"), repo, monkeypatch)
@@ -95,6 +95,7 @@ def test_a_preset_runs_through_all_stages(
     assert 0 < len(json.loads(Path("reports/samples.json").read_text())["samples"]) <= chosen.samples.count
     pretrained = json.loads(Path("reports/pretrain.json").read_text())
     assert pretrained["step"] == chosen.pretrain.steps
+    assert 0 <= pretrained["repeated_share"] < 1
 
 
 def offer_encoding(encoding: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,3 +131,49 @@ def test_published_sizes(repo: Path) -> None:
     assert size(presets.from_preset("smollm2-135m", {"model.block_size": 1024})) == 134_515_008
     (gpt2,) = [changes for changes in commands("smallgpt") if changes.get("model.d_model") == 768]
     assert size(presets.from_preset("smallgpt", gpt2)) == 124_439_808
+
+
+ORIGINALS = ("smolgpt", "smollm2-135m", "smallgpt", "gpt2-nano", "nanolm")
+ROW = re.compile(rf"^\| ({'|'.join(ORIGINALS)}) \| ([a-z_0-9.]+) \| ([^|]+) \| ([^|]+) \|([^|]*)\|$", re.MULTILINE)
+
+
+def alike(stated: str, held: object) -> bool:
+    """Whether the page's words are a setting's value."""
+    try:
+        return float(stated.replace(",", "")) == held
+    except ValueError:
+        return stated == (str(held).lower() if isinstance(held, bool) else held)
+
+
+def test_what_the_originals_state_is_held_or_the_page_says_why_not(repo: Path) -> None:
+    rows = ROW.findall(PAGE)
+    assert len({row[:2] for row in rows}) == len(rows) > 50
+    for name in ORIGINALS:
+        text = presets.from_preset(name, {})
+        held = params_of(text)
+        own = [row[1:] for row in rows if row[0] == name]
+        assert len(own) >= 5, name
+        for setting, stated, preset, why in own:
+            section, _, key = setting.partition(".")
+            value = size(text) if setting == "parameters" else held[section][key]
+            assert alike(preset, value), f"{name} {setting}: the page says {preset}, the preset {value}"
+            assert bool(why.strip()) != alike(stated, value), f"{name} {setting}: the original {stated}, ours {value}"
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [
+        ("nanolm", {"pretrain.warmup_steps": 200, "pretrain.steps": 20_000, "preferences.pairs": 500}),
+        (
+            "smallgpt",
+            {
+                **{"pretrain.lr": 3e-4, "pretrain.batch_size": 32, "pretrain.micro_batch_size": 8},
+                **{"pretrain.weight_decay": 0.1, "pretrain.beta1": 0.9, "pretrain.beta2": 0.95, "samples.top_k": 50},
+            },
+        ),
+    ],
+)
+def test_figures_that_presets_once_missed(name: str, stated: dict[str, float], repo: Path) -> None:
+    held = params_of(presets.from_preset(name, {}))
+    found = {setting: held[setting.partition(".")[0]][setting.partition(".")[2]] for setting in stated}
+    assert found == stated

@@ -51,6 +51,7 @@ def build(config: CorpusConfig, folder: Path, scratch: Path, save_seconds: float
     corpus = _Corpus(config, scratch / "corpus")
     corpus.resume([unit.name for unit in source.units])
     _fill(corpus, source, save_seconds)
+    _tell_limit(corpus, source)
     corpus.finish()
     manifest = corpus.manifest(source)
     _publish(corpus, manifest, folder)
@@ -74,6 +75,19 @@ def _fill(corpus: "_Corpus", source: Source, save_seconds: float) -> None:
             if time.monotonic() - saved >= save_seconds:
                 corpus.save()
                 saved = time.monotonic()
+
+
+def _tell_limit(corpus: "_Corpus", source: Source) -> None:
+    """Say what a limit leaves unread."""
+    read, units = len(corpus.units), len(source.units)
+    if read < units:
+        place = source.units[read].name.split(" ")[0]
+        config = corpus.config
+        limit = "documents" if corpus.kept == config.documents > 0 else "max_bytes"
+        say(
+            f"corpus.{limit}: {getattr(config, limit):,} is reached in part {read + 1} of {units} ({place}); "
+            f"the rest of it and {units - read - 1} further parts are not read"
+        )
 
 
 class _Corpus:
@@ -284,6 +298,7 @@ class _Corpus:
             "settings": settings,
             "revision": source.revision,
             "licence": source.licence,
+            **({"downloads": source.downloads} if source.downloads else {}),
             "digest": whole.hexdigest()[:16],
             "split_by": self.split_by,
             **{name: sum(total[name] for total in self.totals.values()) for name in self.totals["train"]},

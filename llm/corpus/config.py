@@ -10,6 +10,7 @@ from llm.errors import ConfigError
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet")  # what a file may hold
 PACKINGS = (".gz", ".zst")  # what may be around it
+UNVERIFIED = "unverified"  # in the place of a SHA-256: what comes is taken as it is, and its digest is recorded
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CorpusConfig:
     split_text: Literal["file", "blank_lines", "line", "separator"] = "file"  # how plain text falls into documents
     separator: str = "<|endoftext|>"  # what stands between documents where split_text is "separator"
     urls: tuple[str, ...] = ()  # url: what to download, http or https
-    sha256: tuple[str, ...] = ()  # url: one for each of `urls`
+    sha256: tuple[str, ...] = ()  # url: one for each of `urls`, or UNVERIFIED
     dataset: str = ""  # hub: owner/name, or a local folder in the hub's layout (starts with / or .)
     dataset_config: str = ""  # hub: subset, such as sample-10BT; empty = the data set's default
     dataset_split: str = "train"  # hub: which of the data set's own splits is read (it is split anew here)
@@ -79,8 +80,8 @@ class CorpusConfig:
         if len(self.sha256) != len(self.urls):
             raise ConfigError("sha256", f"{len(self.sha256)} given for {len(self.urls)} urls; each needs one")
         for digest in self.sha256:
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
-                raise ConfigError("sha256", f"{digest!r} is not 64 lower-case hex digits")
+            if digest != UNVERIFIED and not re.fullmatch(r"[0-9a-f]{64}", digest):
+                raise ConfigError("sha256", f"{digest!r} is not 64 lower-case hex digits, nor {UNVERIFIED}")
 
     def _check_hub(self) -> None:
         if not self.dataset:

@@ -23,6 +23,7 @@ class Source(NamedTuple):
     units: list[Unit]
     revision: str | None = None  # the version that was read, where the source has versions
     licence: str | None = None  # where the source says
+    downloads: dict[str, str] | None = None  # addresses and the SHA-256 of what came, where files were downloaded
 
 
 def _stories(config: CorpusConfig, scratch: Path) -> Source:
@@ -42,7 +43,8 @@ def _files(config: CorpusConfig, scratch: Path) -> Source:
 
 
 def _url(config: CorpusConfig, scratch: Path) -> Source:
-    return Source(url.units(config, scratch))
+    units = url.units(config, scratch)
+    return Source(units, downloads=dict(unit.name.rsplit(" ", 1) for unit in units))
 
 
 def _hub(config: CorpusConfig, scratch: Path) -> Source:

@@ -1,4 +1,4 @@
-"""Files over http and https: resumed, retried, and believed only with the right SHA-256.
+"""Files over http and https: resumed, retried, and believed only with the right SHA-256, unless it says `unverified`.
 
 What has arrived lies in `<name>.part` beside the server's validator (ETag or Last-Modified) in `<name>.part.json`, so
 that a kill costs nothing: the next call asks for the rest with Range and If-Range. A server that ignores Range, or
@@ -26,9 +26,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llm.corpus.config import CorpusConfig
+from llm.corpus.config import UNVERIFIED, CorpusConfig
 from llm.corpus.documents import sha256 as sha256_of
 from llm.corpus.files import Unit, read
+from llm.corpus.mirror import mirrored
 from llm.errors import TransientError, WordmillError
 from llm.progress import Progress, progress, say
 
@@ -58,9 +59,21 @@ def units(config: CorpusConfig, scratch: Path) -> list[Unit]:
     found = []
     for number, (url, sha256) in enumerate(zip(config.urls, config.sha256, strict=True)):
         path = scratch / f"{number:03}-{file_name(url)}"
-        download(url, sha256, path)
-        found.append(Unit(f"{url} {sha256}", lambda path=path, url=url: read(path, url, config, scratch)))  # type: ignore[misc]
+        download(mirrored(url), sha256, path)
+        digest = sha256 if sha256 != UNVERIFIED else sha256_of(path)
+        found.append(Unit(f"{url} {digest}", lambda path=path, url=url: read(path, url, config, scratch)))  # type: ignore[misc]
+    _tell_unverified(config, found)
     return found
+
+
+def _tell_unverified(config: CorpusConfig, units: list[Unit]) -> None:
+    names = [unit.name for unit, sha256 in zip(units, config.sha256, strict=True) if sha256 == UNVERIFIED]
+    if names:
+        say(f"{len(names)} of {len(units)} files came without a SHA-256 to compare; to hold later downloads to")
+        say("these bytes, write their digests, which data/corpus/manifest.json records too, into corpus.sha256:")
+    for name in names:
+        url, _, digest = name.rpartition(" ")
+        say(f"  {digest} {url}")
 
 
 def file_name(url: str) -> str:
@@ -69,22 +82,22 @@ def file_name(url: str) -> str:
 
 
 def download(url: str, sha256: str, path: Path, wait: Callable[[float], None] = time.sleep) -> None:
-    """Fetch `url` to `path`, unless it is there already with this SHA-256 (hex). Raises WordmillError."""
+    """Fetch `url` to `path`, unless it is there already with this SHA-256, or UNVERIFIED. Raises WordmillError."""
     if path.exists():
-        if sha256_of(path) == sha256:
+        if sha256 in (UNVERIFIED, sha256_of(path)):  # only a whole file has this name
             return
         path.unlink()
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     resumed = _fetch(url, part, wait)
     got = sha256_of(part)
-    if got != sha256 and resumed:
+    if sha256 not in (UNVERIFIED, got) and resumed:
         say(f"{url}: the resumed file has the wrong hash; fetching it once more from the start")
         part.unlink()
         _fetch(url, part, wait)
         got = sha256_of(part)
     _note(part).unlink(missing_ok=True)
-    if got != sha256:
+    if sha256 not in (UNVERIFIED, got):
         part.unlink()
         raise WordmillError(f"{url}: wrong SHA-256: expected {sha256}, got {got}; if the file is right, correct sha256")
     part.replace(path)

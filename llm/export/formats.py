@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.errors import ConfigError
+from llm.errors import ConfigError, WordmillError
 from llm.export import gguf, int8
 from llm.export.config import Format
 from llm.export.tokenizer_files import write_tokenizer_files
 from llm.model import folder
 from llm.model.config import ModelConfig
-from llm.model.layouts import layout_of
+from llm.model.layouts import layout_for, layout_of
 from llm.model.transformer import Transformer
 from llm.model.weight_files import WEIGHTS, write_sums
 from llm.tokenizer.tokenizer import Tokenizer, files
@@ -45,6 +45,10 @@ class Form:
 
 
 def _copy_folder(source: Source, target: Path) -> None:
+    if layout_for(source.model) == "wordmill":
+        raise WordmillError(
+            "export.formats: huggingface: `transformers` has no class for a model with these parts; leave it out"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS, "config.json", *files(source.folder)):
         shutil.copyfile(source.folder / name, target / name)

@@ -24,6 +24,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
 
 from llm.errors import WordmillError
 from llm.model.config import ModelConfig
+from llm.model.exact import unknown_part
 from llm.model.layouts import LAYOUTS, layout_of
 from llm.model.transformer import Transformer
 from llm.tokenizer.byte_bpe import ByteBPE
@@ -82,12 +83,22 @@ def architecture(config: ModelConfig) -> str | None:
 def write(model: Transformer, tokenizer: Tokenizer, path: Path, precision: Precision, name: str) -> None:
     """Write `model` (fp32, on the CPU) and its tokenizer; equal models give equal bytes.
 
-    `architecture` must know the model. Raises WordmillError for a tokenizer that is not byte-level BPE.
+    Raises WordmillError for a model that llama.cpp does not know, and for a tokenizer that is not byte-level BPE or has
+    a pattern that llama.cpp does not have.
     """
     config, kind = model.config, architecture(model.config)
-    assert kind is not None
+    if (part := unknown_part(model)) or kind is None:
+        raise WordmillError(
+            f"export.formats: gguf: llama.cpp has no architecture for {part or 'this model'}; "
+            "leave the gguf formats out"
+        )
     if not isinstance(tokenizer, ByteBPE) or not tokenizer.definition.merges:
         raise WordmillError("export.formats: gguf: the tokenizer is not a byte-level BPE; leave the gguf formats out")
+    if tokenizer.definition.pattern not in CUTS:
+        raise WordmillError(
+            "export.formats: gguf: llama.cpp does not have this tokenizer's pattern, only gpt2, cl100k and o200k; "
+            "leave the gguf formats out"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, kind)
     writer.add_name(name)

@@ -1,24 +1,34 @@
-"""How many parameters a model has, row by row, and how many operations a token costs."""
+"""How many parameters a model has, row by row, and how many operations a token costs.
+
+Parameters are counted on a model without memory (torch's `meta` device), so they are right for any part of any table.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import nn
 
 from llm.model.config import ModelConfig
+from llm.model.transformer import Block, Transformer
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> dict[str, int]:
     """Parameters by part; the values add up to the model's total."""
-    layer = _layer(config)
+    layer, around = _counted(config, vocab_size)
     return {
-        "embedding": vocab_size * config.d_model,
-        "positions": config.block_size * config.d_model if config.position == "learned" else 0,
+        "embedding": around["embedding"],
+        "positions": around["position"],
         "attention": config.n_layer * layer["attention"],
         "feed_forward": config.n_layer * layer["feed_forward"],
-        "norms": config.n_layer * layer["norms"] + _norm(config, config.d_model),
-        "head": 0 if config.tie_head else vocab_size * config.d_model,
+        "norms": config.n_layer * layer["norms"] + around["norm"],
+        "head": 0 if config.tie_head else around["head"],
     }
 
 
 def parameter_table(config: ModelConfig, vocab_size: int) -> str:
     """The same as text: the parts of one layer, of all layers, of the whole model, with their shares of the total."""
-    whole, layer = parameters(config, vocab_size), _layer(config)
+    whole, (layer, around) = parameters(config, vocab_size), _counted(config, vocab_size)
     total, of_layer = sum(whole.values()), sum(layer.values())
     rows = [("embedding", whole["embedding"])]
     if whole["positions"]:
@@ -27,7 +37,7 @@ def parameter_table(config: ModelConfig, vocab_size: int) -> str:
         ("one layer", of_layer),
         *((f"  {part.replace('_', '-')}", count) for part, count in layer.items()),
         (f"all {config.n_layer} layers", config.n_layer * of_layer),
-        ("final norm", _norm(config, config.d_model)),
+        ("final norm", around["norm"]),
         ("head (the embedding)" if config.tie_head else "head", whole["head"]),
         ("total", total),
     ]
@@ -35,20 +45,24 @@ def parameter_table(config: ModelConfig, vocab_size: int) -> str:
     return "\n".join(f"{name:<{wide}}  {count:>{digits},}  {count / total:6.1%}" for name, count in rows)
 
 
-def _layer(config: ModelConfig) -> dict[str, int]:
-    D, F, E = config.d_model, config.d_ff, config.d_head
-    qkv = D + 2 * config.n_kv_head * E  # outputs of the fused product
-    inner = 2 * F if config.feed_forward == "swiglu" else F
-    return {
-        "attention": D * qkv + D * D + config.bias * (qkv + D),
-        "feed_forward": D * inner + F * D + config.bias * (inner + D),
-        "norms": 2 * _norm(config, D) + (2 * _norm(config, E) if config.qk_norm else 0),
+@lru_cache
+def _counted(config: ModelConfig, vocab_size: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Parameters of one layer by part, and of what stands around the layers."""
+    with torch.device("meta"):
+        model = Transformer(replace(config, n_layer=1), vocab_size)
+    (block,) = model.blocks
+    assert isinstance(block, Block)
+    of_heads = sum(_size(norm) for norm in (block.attention.q_norm, block.attention.k_norm)) if config.qk_norm else 0
+    layer = {
+        "attention": _size(block.attention) - of_heads,
+        "feed_forward": _size(block.feed_forward),
+        "norms": _size(block.attention_norm) + _size(block.feed_forward_norm) + of_heads,
     }
+    return layer, {name: _size(model.get_submodule(name)) for name in ("embedding", "position", "norm", "head")}
 
 
-def _norm(config: ModelConfig, width: int) -> int:
-    """A gain, and a bias if there is one."""
-    return width * (2 if config.norm == "layernorm" and config.bias else 1)
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
 
 
 def palm_flops_per_token(multiplied: int, n_layer: int, n_head: int, d_head: int, length: int) -> int:

@@ -70,10 +70,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> T
     """
     if torch.is_autocast_enabled(q.device.type):  # as torch's own attention does: norms and positions may give fp32
         q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
-    if q.shape[3] > WIDEST_HEAD:
-        raise WordmillError(
-            f"model.attention: flash takes heads up to {WIDEST_HEAD} wide, not {q.shape[3]}; use more heads or fused"
-        )
+    _require_width(q.shape[3])
     if q.dtype not in _DTYPES:
         raise WordmillError(f"model.attention: flash takes bf16, fp16 and fp32, not {q.dtype}; use fused")
     if not q.dtype == k.dtype == v.dtype:
@@ -147,28 +144,44 @@ def _differentiate(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor, Tensor
 _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
-def _ready(q: Tensor) -> tuple[ModuleType, Tiles]:
-    """The kernels and the tiles for q's device, or the reason why not."""
+def _require_width(d_head: int) -> None:
+    if d_head > WIDEST_HEAD:
+        raise WordmillError(
+            f"model.attention: flash takes heads up to {WIDEST_HEAD} wide, not {d_head}; use more heads or fused"
+        )
+
+
+def require_flash(device: torch.device, d_head: int) -> None:
+    """Raises WordmillError where flash cannot run on `device` with heads of that width."""
+    _require_width(d_head)
     if find_spec("triton") is None:
         raise WordmillError(
             "model.attention: flash needs the package triton (pip install triton, on Linux); or use fused"
         )
+    if _interpreted():
+        return
+    if device.type != "cuda":
+        raise WordmillError(
+            f"model.attention: flash needs a CUDA GPU and is to run on {device.type}; use fused, or try it slowly "
+            "with TRITON_INTERPRET=1 in the environment"
+        )
+    gpu = torch.cuda.get_device_properties(device)
+    if gpu.major < 8:
+        raise WordmillError(
+            f"model.attention: flash needs a GPU of compute capability 8.0, {gpu.name} has {gpu.major}."
+            f"{gpu.minor}; use fused"
+        )
+
+
+def _ready(q: Tensor) -> tuple[ModuleType, Tiles]:
+    """The kernels and the tiles for q's device, or the reason why not."""
+    require_flash(q.device, q.shape[3])
     from llm.model import flash_kernels  # only here: triton is not on every machine, and takes a second to import
 
     if _interpreted():
         return flash_kernels, _INTERPRETED
-    if q.device.type != "cuda":
-        raise WordmillError(
-            f"model.attention: flash needs a CUDA GPU and is to run on {q.device.type}; use fused, or try it slowly "
-            "with TRITON_INTERPRET=1 in the environment"
-        )
-    device = torch.cuda.get_device_properties(q.device)
-    if device.major < 8:
-        raise WordmillError(
-            f"model.attention: flash needs a GPU of compute capability 8.0, {device.name} has {device.major}."
-            f"{device.minor}; use fused"
-        )
-    return flash_kernels, tiles(q.shape[3], q.dtype, device.shared_memory_per_multiprocessor)
+    gpu = torch.cuda.get_device_properties(q.device)
+    return flash_kernels, tiles(q.shape[3], q.dtype, gpu.shared_memory_per_multiprocessor)
 
 
 def _interpreted() -> bool:

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 
 from llm.errors import ConfigError, WordmillError
 from llm.model.config import AttentionKind, ModelConfig
+from llm.model.exact import unknown_part
 from llm.model.hf_configs import model_config
-from llm.model.layouts import ABSENT, LAYOUTS, READ_AS, Layout, layout_of
+from llm.model.layouts import ABSENT, LAYOUTS, READ_AS, Layout, layout_for
 from llm.model.transformer import Transformer
 from llm.model.weight_files import FLOATS, REMEDY, WEIGHTS, Stored, stored_tensors, verify_sums
 from llm.strict_json import first_problem, quoted, read_json
@@ -37,7 +38,7 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int, be
     folder.mkdir(parents=True, exist_ok=True)
     for name in files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
-    name = layout_of(model.config)
+    name = layout_for(model)
     config = {
         "model_type": name,
         "vocab_size": model.vocab_size,
@@ -69,6 +70,8 @@ def load(folder: Path, attention: AttentionKind = "fused", vocab_size: int | Non
         )
     verify_sums(folder)
     model = Transformer(config, vocab_size or rows)
+    if layout is not LAYOUTS["wordmill"] and (part := unknown_part(model)):
+        raise WordmillError(f"{folder}: a {settings['model_type']} model cannot be read into {part}")
     with torch.no_grad():
         for name, view in layout.views(model).items():
             if name in absent:
@@ -84,7 +87,7 @@ def load(folder: Path, attention: AttentionKind = "fused", vocab_size: int | Non
 def fingerprint(model: Transformer) -> str:
     """SHA-256 over all weights: equal exactly when every bit is."""
     whole = hashlib.sha256()
-    for name, weight in sorted(LAYOUTS[layout_of(model.config)].views(model).items()):
+    for name, weight in sorted(LAYOUTS[layout_for(model)].views(model).items()):
         whole.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()
 

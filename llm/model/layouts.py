@@ -4,7 +4,9 @@
 - `qwen3`: the same without biases, with normed queries and keys. Qwen3ForCausalLM.
 - `gpt2`: learned or sinusoidal positions, layernorm, gelu, relu or relu2, biases, as many key-value heads as query
   heads. GPT2LMHeadModel. Matrices are transposed there, (in, out), and sinusoids take the place of learned positions.
-- `wordmill`: any other mixture, under our own names. `transformers` has no class for it.
+- `wordmill`: any other mixture, under our own names. `transformers` has no class for it. So is a model of which a part
+  is not exactly what its name stands for (`llm.model.exact`), and one whose attention has another formula: its name is
+  then in the folder, too.
 
 Mistral's and Qwen2's folders are read as Llama's, and saved as such. Of Qwen2 the biases that it lacks are zero.
 
@@ -18,6 +20,7 @@ from dataclasses import asdict, dataclass
 from torch import Tensor
 
 from llm.model.config import ModelConfig
+from llm.model.exact import same_formula, unknown_part
 from llm.model.hf_configs import GPT2_ACTIVATIONS, NOT_OF_THE_MODEL, Settings
 from llm.model.transformer import Transformer
 
@@ -32,8 +35,15 @@ class Layout:
 
 
 def layout_of(config: ModelConfig) -> str:
-    """The name of the first layout that can express `config`."""
+    """The name of the first layout that can express `config`, if each part is what its name stands for."""
+    if not same_formula(config.attention):
+        return "wordmill"
     return next(name for name, layout in LAYOUTS.items() if layout.fits(config))
+
+
+def layout_for(model: Transformer) -> str:
+    """The name of the first layout that can express `model`."""
+    return layout_of(model.config) if unknown_part(model) is None else "wordmill"
 
 
 def _own_views(model: Transformer) -> dict[str, Tensor]:
@@ -41,7 +51,8 @@ def _own_views(model: Transformer) -> dict[str, Tensor]:
 
 
 def _own_settings(config: ModelConfig) -> Settings:
-    return {key: value for key, value in asdict(config).items() if key not in NOT_OF_THE_MODEL}
+    left_out = NOT_OF_THE_MODEL if same_formula(config.attention) else ("dropout",)
+    return {key: value for key, value in asdict(config).items() if key not in left_out}
 
 
 def _llama_views(model: Transformer) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm.devices import LENGTHS, rounded_up
+
 
 @dataclass(frozen=True)
 class _Places:
@@ -35,7 +37,7 @@ class Packing:
 
     def __init__(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]], device: torch.device) -> None:
         sequences = [one for one, _ in pairs] + [other for _, other in pairs]
-        S, T = len(sequences), max(map(len, sequences))
+        S, T = len(sequences), rounded_up(max(map(len, sequences)), LENGTHS, device)
         self.sources = np.zeros((S, T), dtype=np.int64)  # which token of the row stands there
         self._firsts: list[np.ndarray] = []
         self._shared: list[np.ndarray] = []

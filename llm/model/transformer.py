@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from llm.model.attention import ATTENTIONS
+from llm.devices import LENGTHS, rounded_up
+from llm.errors import WordmillError
+from llm.model.attention import ATTENTIONS, SAME_FORMULA, Visible, visible
 from llm.model.config import ModelConfig
 from llm.model.feed_forward import FEED_FORWARDS
 from llm.model.norms import NORMS
@@ -47,7 +49,7 @@ class Cache:
         self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.values = torch.zeros(shape, dtype=like.dtype, device=like.device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
-        self.room = 0  # positions that the longest row fills
+        self.room = 0  # positions that attention looks at: those that the longest row fills, or some more on a GPU
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these."""
@@ -70,7 +72,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotation: Rotation | None,
-        documents: Tensor | None,
+        documents: Visible | None,
         cache: tuple[Cache, int, Tensor] | None,
         packing: Packing | None,
     ) -> Tensor:
@@ -92,7 +94,12 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, D))
 
     def _remembered(self, q: Tensor, k: Tensor, v: Tensor, memory: Cache, layer: int, places: Tensor) -> Tensor:
-        """Attention of q (B, H, T, E) to all that the cache holds once k and v (B, K, T, E) are at `places` (B, T)."""
+        """Attention of q (B, H, T, E) to all that the cache holds once k and v (B, K, T, E) are at `places` (B, T).
+
+        It is the formula of all kinds of attention here. Raises WordmillError for a kind that may have another one.
+        """
+        if ATTENTIONS[self.config.attention] not in SAME_FORMULA:
+            raise WordmillError(f"model.attention: the cache of generation does not know {self.config.attention}")
         B, H, T, E = q.shape
         K, room = k.shape[1], memory.room
         rows = torch.arange(B, device=q.device)[:, None]
@@ -123,7 +130,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotation: Rotation | None,
-        documents: Tensor | None,
+        documents: Visible | None,
         cache: tuple[Cache, int, Tensor] | None,
         packing: Packing | None,
     ) -> Tensor:
@@ -152,7 +159,7 @@ class Transformer(nn.Module):
         """Draw the starting weights on the CPU, whatever the device: a function of `seed` and the shape alone."""
         generator = torch.Generator().manual_seed(seed)
         for name, weight in self.named_parameters():
-            if weight.ndim == 1:
+            if weight.ndim < 2:
                 nn.init.constant_(weight, 0 if name.endswith("bias") else 1)
                 continue
             std = 1 / math.sqrt(weight.shape[1])
@@ -168,33 +175,39 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         documents: Tensor | None = None,
         packing: Packing | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """The states after the last norm, (B, T) -> (B, T, D). With a cache, `ids` continue what it holds.
 
         Rows advance by T positions; the caller corrects `cache.lengths` for rows that were padded on the right.
-        `documents` (B, T) int, for training without a cache: a position sees only those of equal number.
+        `documents` (B, T) int, for training without a cache: a position sees only those of equal number. With them
+        `places` (B, T) int says where each token stands in its document; without it, where it stands in its row counts.
         `packing`, without either, says that `ids` are its row of tokens.
         """
         assert sum(given is not None for given in (cache, documents, packing)) <= 1
-        places = None  # 0, 1, 2, … in every row
         if cache is not None:
             places = cache.lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)  # (B, T)
-            cache.room = int(places.max()) + 1
+            cache.room = rounded_up(int(places.max()) + 1, LENGTHS, ids.device, cache.keys.shape[3])
         elif packing is not None:
             places = packing.positions
         x, rotation = self.position(self.embedding(ids), places)
         x = self.dropout(x)
+        mask = None if documents is None else visible(self.config.attention, documents, self._scores_dtype(ids.device))
         for layer, block in enumerate(self.blocks):
             if self.recompute and torch.is_grad_enabled():
                 again = self.config.dropout > 0  # what was dropped is dropped again
-                x = checkpoint(
-                    block, x, rotation, documents, None, packing, use_reentrant=False, preserve_rng_state=again
-                )
+                x = checkpoint(block, x, rotation, mask, None, packing, use_reentrant=False, preserve_rng_state=again)
             else:
-                x = block(x, rotation, documents, None if cache is None else (cache, layer, places), packing)
+                x = block(x, rotation, mask, None if cache is None else (cache, layer, places), packing)
         if cache is not None:
             cache.lengths += ids.shape[1]
         return self.norm(x)
+
+    def _scores_dtype(self, device: torch.device) -> torch.dtype:
+        """The format in which attention's products run."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.embedding.weight.dtype
 
     def forward(self, ids: Tensor, cache: Cache | None = None, documents: Tensor | None = None) -> Tensor:
         """Next-token logits, (B, T) -> (B, T, V)."""

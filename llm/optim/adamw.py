@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm.optim.guard import HONOURING
+
 EPS = 1e-8
 
 
@@ -25,7 +27,12 @@ def groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, A
 
 def adamw(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """The optimizer for `model`: decay on tensors of two and more dimensions only."""
-    return torch.optim.AdamW(groups(model, lr, weight_decay), lr=lr, betas=betas, eps=EPS, fused=True)
+    return torch.optim.AdamW(groups(model, lr, weight_decay), lr=lr, betas=betas, eps=EPS, fused=fuses(model))
+
+
+def fuses(model: nn.Module) -> bool:
+    """Whether torch's fused kernel is used: everywhere but on MPS, where some releases ignore `found_inf`."""
+    return all(weight.device.type != "mps" for weight in model.parameters())
 
 
 class AdamWReference(torch.optim.Optimizer):
@@ -61,3 +68,6 @@ class AdamWReference(torch.optim.Optimizer):
                 v.copy_(beta2 * v + (1 - beta2) * weight.grad.square())
                 m_hat, v_hat = m / (1 - beta1**t), v / (1 - beta2**t)
                 weight -= group["lr"] * m_hat / (v_hat.sqrt() + EPS)
+
+
+HONOURING.add(AdamWReference)

@@ -20,6 +20,25 @@ FIRST_SCALE = 2.0**16
 LARGEST_SCALE = 2.0**24
 GROWTH_STEPS = 1000
 
+# Optimizers, besides torch's fused AdamW, that change nothing where `found_inf` is 1, without the host's looking at it.
+HONOURING: set[type[torch.optim.Optimizer]] = set()
+
+
+def apply(optimizer: torch.optim.Optimizer, verdict: Tensor) -> None:
+    """Take the step, unless `verdict` is 1.
+
+    Optimizers known to read it on the device get it as `found_inf`. For others the host reads it, and so it does on
+    MPS, where some releases of torch ignore it in the fused kernel (pytorch #186360).
+    """
+    honours = type(optimizer) in HONOURING or (
+        type(optimizer) is torch.optim.AdamW and bool(optimizer.defaults.get("fused"))
+    )
+    if honours and verdict.device.type != "mps":
+        optimizer.found_inf = verdict  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not verdict.item():
+        optimizer.step()
+
 
 class Guard:
     """`state` holds all of it, for checkpoints: scalars on the device, changed in place."""

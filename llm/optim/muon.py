@@ -23,8 +23,10 @@ import torch
 from torch import Tensor
 
 from llm.model.config import ModelConfig
-from llm.model.transformer import Transformer
-from llm.optim.adamw import EPS, groups
+from llm.model.feed_forward import SwiGLU
+from llm.model.transformer import Attention, Transformer
+from llm.optim.adamw import EPS, fuses, groups
+from llm.optim.guard import HONOURING
 
 MOMENTUM = 0.95
 POLYNOMIALS = (  # a, b, c of a·x + b·x³ + c·x⁵, in the order they are applied
@@ -77,10 +79,15 @@ class Muon(torch.optim.Optimizer):
             group["params"] = [w for w in group["params"] if not any(w is matrix for matrix in named.values())]
         matrices = {"params": list(named.values()), "weight_decay": weight_decay, "peak": muon_lr, "muon": True}
         super().__init__([matrices, *rest], {"lr": lr, "muon": False})
-        self.sizes = [part_sizes(name, len(weight), model.config) for name, weight in named.items()]
+        # Of parts of another class the rows are not known to be several maps.
+        known = {name for name, module in model.named_modules() if type(module) in (Attention, SwiGLU)}
+        self.sizes = [
+            part_sizes(name, len(weight), model.config) if name.rsplit(".", 2)[0] in known else [len(weight)]
+            for name, weight in named.items()
+        ]
         self.dtype = dtype
         self.found_inf: Tensor | None = None
-        self.rest = torch.optim.AdamW(self.param_groups[1:], lr=lr, betas=betas, eps=EPS, fused=True)
+        self.rest = torch.optim.AdamW(self.param_groups[1:], lr=lr, betas=betas, eps=EPS, fused=fuses(model))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -114,3 +121,6 @@ class Muon(torch.optim.Optimizer):
             updates = orthogonalised(torch.stack([direction for _, direction in same]), self.dtype)
             for (piece, _), update in zip(same, updates, strict=True):
                 piece.mul_(1 - rate * group["weight_decay"]).sub_(update * size)
+
+
+HONOURING.add(Muon)

@@ -18,7 +18,9 @@ def cosine(step: int, steps: int, warmup: int, lr: float, final_share: float, de
     """Learning rate of step `step` (from 0) of `steps`; it decays over all that follows the warm-up."""
     if step < warmup:
         return lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    falling = steps - 1 - warmup  # steps after the first one at the peak
+    # Where none is left the last step is at the end of the fall, unless it is the only one.
+    progress = (step - warmup) / falling if falling > 0 else float(warmup > 0)
     return lr * (final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 

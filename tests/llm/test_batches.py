@@ -93,6 +93,39 @@ def test_documents_hold_every_token_and_are_whole(
                 assert any(start in row and row[row.index(start) :][:length] == document for row in rows)
 
 
+@given(lengths=LENGTHS, block_size=st.integers(1, 50), batch_size=st.integers(1, 7), seed=st.integers(0, 9))
+@MORE
+def test_documents_once_hold_every_token_and_repeat_less_than_a_window(
+    lengths: list[int], block_size: int, batch_size: int, seed: int
+) -> None:
+    stream = Stream(lengths)
+    if stream.tokens < block_size:
+        return
+    batches = Batches(stream, block_size, batch_size, seed, "documents_once")
+    assert batches.windows == -(-stream.tokens // block_size)
+    for targets in epochs(batches, 2):
+        assert set(targets.ravel().tolist()) == set(range(stream.tokens))
+        assert targets.size - stream.tokens < block_size
+        assert targets.size - stream.tokens == pytest.approx(batches.repeated_share * targets.size)
+
+
+def test_documents_once_cut_no_more_documents_than_fill_the_free_places() -> None:
+    lengths = np.random.default_rng(0).integers(179, 249, 3000).tolist()  # like the embedded stories
+    stream = Stream(lengths)
+    packed, once = (Batches(stream, 256, 8, 1, packing) for packing in ("documents", "documents_once"))
+    assert packed.repeated_share > 0.15
+    assert once.repeated_share < 1e-3
+    rows = {tuple(row.tolist()) for targets in epochs(once, 1) for row in targets}
+    begins = {row[0]: row for row in rows}
+    whole = [
+        length
+        for start, length in zip(stream.starts.tolist(), lengths, strict=True)
+        if begins.get(start, ())[:length] == tuple(range(start, start + length))
+    ]
+    assert len(whole) / len(lengths) > 0.99 - packed.repeated_share
+    assert abs(np.mean(whole) - np.mean(lengths)) < 3  # short and long ones alike
+
+
 @given(lengths=LENGTHS, packing=st.sampled_from(sorted(LAYOUTS)), step=st.integers(0, 1000))
 @MORE
 def test_inputs_are_the_tokens_before_the_targets(lengths: list[int], packing: str, step: int) -> None:

@@ -144,6 +144,17 @@ def test_bytes_add_up_exactly_however_the_text_is_cut(
     assert scores.summary(seed=0)["bytes"] == sum(len(text.encode()) for text in texts)
 
 
+def test_one_text_is_one_document_however_many_windows_it_takes(
+    model: Transformer, compute: Compute, tokenizer: Tokenizer
+) -> None:
+    long = "abc " * 40
+    one = score_documents(model, tokenizer, [long], compute).summary(seed=0)
+    assert (one["documents"], one["windows"]) == (1, len(windows(bracketed(tokenizer, long), 24)))
+    two = score_documents(model, tokenizer, [long, long], compute).summary(seed=0)
+    assert two["documents"] == 2
+    assert "windows" not in two
+
+
 def test_bits_per_byte_do_not_depend_on_the_tokens() -> None:
     nats = np.array([10.0, 20.0])
     few = Scores(nats, np.array([5.0, 5.0]), np.array([40.0, 60.0])).summary(seed=0)

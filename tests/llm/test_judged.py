@@ -64,7 +64,6 @@ def test_a_model_that_makes_no_sense_is_set_against_the_source(
         assert not judge(pair.prompt + pair.rejected).sensible
     assert made == judged_pairs(model, tokenizer, TEXTS, CONFIG, compute)
     assert made != judged_pairs(model, tokenizer, TEXTS, replace(CONFIG, seed=2), compute)
-    assert judged_pairs(model, tokenizer, TEXTS, replace(CONFIG, pairs=5), compute) == made[:5]
 
 
 def test_own_sensible_stories_are_set_against_own_broken_ones(

@@ -40,6 +40,22 @@ def texts() -> PairTexts:
     )
 
 
+@pytest.mark.parametrize("block_size", [1, 2, 3, 8, 17, 40])
+@pytest.mark.parametrize("lengths", [(1, 1, 2), (30, 4, 9), (30, 60, 3), (3, 60, 70)])
+def test_what_is_cut_still_begins_with_the_end_of_text(
+    tokenizer: Tokenizer, lengths: tuple[int, int, int], block_size: int
+) -> None:
+    prompt, *answers = ("".join("abcd"[(i * i + k) % 4] + "," for i in range(n)) for k, n in enumerate(lengths))
+    pairs = encode_pairs(tokenizer, PairTexts([prompt], answers[:1], answers[1:], [True]), block_size)
+    for segment in (pairs.chosen[0], pairs.rejected[0]):
+        tokens = segment.tokens.tolist()
+        assert tokens[0] == tokenizer.end_of_text
+        assert len(tokens) <= block_size + 1
+        assert 1 <= segment.first < len(tokens)
+        kept = tokenizer.decode(tokens[1 : segment.first])
+        assert prompt.endswith(kept) or (prompt + answers[0]).startswith(kept)
+
+
 @pytest.fixture
 def model(tokenizer: Tokenizer, tiny_config: ModelConfig) -> Transformer:
     model = Transformer(replace(tiny_config, block_size=1024), tokenizer.vocab_size)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
+from llm import nvidia
 from llm.errors import WordmillError
-from stages import device
+from stages import device, system_metrics
+from tests.simulated import simulate
 
 HOLD = """
 import sys, time
@@ -95,3 +98,47 @@ def test_a_link_in_the_folder_is_not_written_through(tmp_path: Path, monkeypatch
     device.hold("pretrain", torch.device("mps"))
     assert precious.read_text() == "kept"
     assert '"stage": "pretrain"' in (device.locks() / "mps.json").read_text()
+
+
+def test_a_training_takes_a_free_gpu_and_several_take_all_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORDMILL_LOCKS", str(tmp_path))
+    monkeypatch.setattr(device, "_held", {})
+    with simulate("cuda", gpus=4):
+        others = [FileLock(tmp_path / f"cuda-GPU-{index}.lock") for index in (0, 2)]
+        for lock in others:
+            lock.acquire()
+        (tmp_path / "cuda-GPU-0.json").write_text('{"pid": 1, "stage": "dpo", "folder": "/x", "since": "today"}')
+        (one,) = device.hold("pretrain", torch.device("cuda", 0))
+        assert one == torch.device("cuda", 1)
+        assert device.hold("dpo", torch.device("cuda", 0)) == [one]  # the same process trains on where it has its GPU
+
+        def others_end(seconds: float) -> None:
+            free = FileLock(tmp_path / "cuda-GPU-3.lock")
+            free.acquire(timeout=0)  # while it waits for a third one it keeps none
+            free.release()
+            others[1].release()
+
+        monkeypatch.setattr(device.time, "sleep", others_end)
+        taken = device.hold("pretrain", torch.device("cuda", 0), 3)
+        assert {each.index for each in taken} == {1, 2, 3}
+        assert "pretrain: waits for 3 of 4 GPUs, which `dpo` in /x (process 1, since today)" in capsys.readouterr().out
+        monkeypatch.setenv(device.TAKEN, "1,2,3")
+        assert [device.gpu_of(rank) for rank in range(3)] == [1, 2, 3]
+        others[0].release()
+    for lock in device._held.values():
+        lock.release()
+    monkeypatch.delenv(device.TAKEN)
+    assert device.gpu_of(2) == 2
+
+
+def test_a_gpu_without_its_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(system_metrics, "find_spec", lambda name: None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert system_metrics.missing_package() == ""
+    (tmp_path / "nvidia3").touch()
+    assert system_metrics.missing_package().endswith("pip install -e '.[gpu]'")
+    monkeypatch.setattr(system_metrics, "find_spec", lambda name: "there")
+    assert system_metrics.missing_package() == ""

@@ -45,3 +45,11 @@ def test_wsd_of_a_longer_run_begins_as_the_shorter_one() -> None:
 
 def test_constant_stays() -> None:
     assert {constant(step, 100, 10, 2.0, 0.1) for step in range(9, 100)} == {2.0}
+
+
+@pytest.mark.parametrize("name", ["cosine", "wsd"])
+@pytest.mark.parametrize("steps", [2, 3, 10])
+def test_the_last_step_has_the_final_rate_however_long_the_warm_up(name: str, steps: int) -> None:
+    for warmup in range(steps):
+        last = SCHEDULES[name](steps - 1, steps, warmup, 2.0, 0.1, 0.3)
+        assert last == pytest.approx(0.2), warmup

@@ -219,7 +219,7 @@ def model_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     own = Own.model_validate(present).model_dump(include=set(_HINTS))
     if own["position"] == "rope" and own["block_size"] * own["d_model"] // own["n_head"] > ROTATIONS:
         raise ConfigError("block_size", f"{own['block_size']} is too long for a table of rotations; lower it")
-    named = present.get("attention")  # of another formula than the others, so that none may take its place
+    named: Any = present.get("attention")  # of another formula than the others, so that none may take its place
     if named is not None and not (isinstance(named, str) and named in ATTENTIONS):
         raise ConfigError("attention", f"{quoted(named)} is not supported, only {', '.join(map(repr, ATTENTIONS))}")
     return ModelConfig(**own, attention=named or attention, dropout=0.0)

@@ -8,20 +8,20 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: repro test check format ui server agent clean
+.PHONY: repro test check format ui server agent clean git
 repro: .venv/installed
 	wordmill check
-	dvc repro
+	@began=$$(date +%s); dvc repro && wordmill summary --since $$began
 
 test: check
 	python -m pytest
 
-check: .venv/installed
+check: .venv/test
 	ruff check .
 	ruff format --check .
 	mypy
 
-format: .venv/installed
+format: .venv/test
 	ruff check --fix .
 	ruff format .
 
@@ -36,11 +36,19 @@ agent: .venv/installed
 	wordmill deploy --missing
 	exec wordmill agent
 
+# DVC and the runs' records need a git repository; without one this ends before minutes of installing.
+git:
+	@git rev-parse --git-dir >/dev/null 2>&1 || { echo "Wordmill needs a git repository here: clone it, or after unpacking an archive run: git init && git add -A && git commit -m 'Wordmill'" >&2; exit 2; }
+
 # Remakes the environment when what it is made from has changed; the mark is written last, so an interrupted
-# installation is taken up again.
-.venv/installed: pyproject.toml constraints.txt
+# installation is taken up again. `installed` is what a run needs; `test` adds linters, types and what tests compare with.
+.venv/installed: pyproject.toml constraints.txt | git
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Wordmill needs Python 3.11 or newer; name one with make PYTHON=…")'
 	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/test: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 

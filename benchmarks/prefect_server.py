@@ -69,7 +69,7 @@ def server(home: Path, environment: Mapping[str, str]) -> Iterator[dict[str, str
         yield own
 
 
-def until(condition: Callable[[], bool], seconds: float = 600) -> float:
+def until(condition: Callable[[], bool], seconds: float = 900) -> float:
     """Wait; the seconds that it took."""
     began = time.monotonic()
     while not condition():
@@ -103,7 +103,7 @@ def send(server: Mapping[str, str], path: str, content: Any, headers: Mapping[st
     body = None if content is None else json.dumps(content).encode()
     url = server["PREFECT_API_URL"] + path
     typed = {"Content-Type": "application/json", **headers}
-    with urllib.request.urlopen(urllib.request.Request(url, body, typed, method=method or None), timeout=60) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, body, typed, method=method or None), timeout=300) as answer:
         return json.loads(answer.read() or b"null")
 
 

@@ -102,13 +102,16 @@ def _biases(linears: list[Any]) -> np.ndarray:
 
 
 class CompiledReading:
-    def __init__(self, decoder: CompiledDecoder, prompts: Sequence[Sequence[int]], room: int) -> None:
+    """A batch that other rows may join, up to `slots` at a time."""
+
+    def __init__(self, decoder: CompiledDecoder, prompts: Sequence[Sequence[int]], room: int, slots: int = 0) -> None:
         self._decoder = decoder
         config = decoder.config
-        heads = (config.n_layer, len(prompts), config.n_kv_head)
+        slots = max(slots, len(prompts))
+        heads = (config.n_layer, slots, config.n_kv_head)
         self._keys = np.empty((*heads, config.d_head, room), np.float32)
         self._values = np.empty((*heads, room, config.d_head), np.float32)
-        self._scores = np.empty((len(prompts) * config.n_head, room), np.float32)
+        self._scores = np.empty((slots * config.n_head, room), np.float32)
         self._slots = np.arange(len(prompts))
         self._lengths = np.zeros(len(prompts), np.int64)
         self.logits = torch.empty(len(prompts), decoder.vocab_size)
@@ -129,6 +132,13 @@ class CompiledReading:
             decoder.cos, decoder.sin, decoder.norms, decoder.biases, decoder.weights, self.logits.numpy(),
         )  # fmt: skip
         self._lengths += 1
+
+    def join(self, ids: Sequence[int], room: int) -> None:
+        """Add a row, the last one, which reads `ids`. It may hold as many tokens as all other rows."""
+        free = np.setdiff1d(np.arange(self._keys.shape[1]), self._slots)[:1]
+        self._slots, self._lengths = np.append(self._slots, free), np.append(self._lengths, 0)
+        self.logits = torch.cat([self.logits, torch.empty(1, self._decoder.vocab_size)])
+        self.again(len(self._slots) - 1, ids)
 
     def keep(self, rows: Tensor) -> None:
         self._slots, self._lengths = self._slots[rows.numpy()], self._lengths[rows.numpy()]

@@ -16,34 +16,18 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from llm import devices
-from llm.devices import DeviceName
-from llm.errors import ConfigError, WordmillError
+from llm.compute_config import ComputeConfig
+from llm.errors import WordmillError
 from llm.user_cache import user_cache
 
 FORMATS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-
-
-@dataclass(frozen=True)
-class ComputeConfig:
-    """Raises ConfigError for values out of range; what the machine lacks is found by `Compute`."""
-
-    device: DeviceName  # auto: cuda if there is one, else mps, else cpu
-    precision: Literal["auto", "fp32", "bf16", "fp16"]  # auto: bf16 where the processor multiplies it faster than fp32
-    tf32: bool  # fp32 products on an NVIDIA GPU may round their inputs to TF32
-    compile: bool  # pretraining runs the model through torch.compile
-    threads: int  # CPU threads; results are bit-stable for one count, not across counts
-    deterministic: bool = True  # CUDA: the same bits each time, by kernels that may be slower
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.threads <= 1024:
-            raise ConfigError("threads", f"{self.threads} is not between 1 and 1024")
 
 
 class Compute:

@@ -14,17 +14,16 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import deterministic
 
+from llm.compute_config import DeviceName
 from llm.errors import WordmillError
 from llm.nvidia import nvidia_gpus
 
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 LENGTHS = 64  # on a GPU, lengths that change are multiples of this
 ROWS = 8  # and so are numbers of rows
 CUBLAS_WORKSPACE = ":4096:8"  # with it cuBLAS gives the same bits each time

@@ -11,9 +11,7 @@ Like `llm.pretrain`, the loop is a generator of records, and resumes to the same
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,57 +20,18 @@ from torch import Tensor
 from llm import checkpoint
 from llm.compute import Compute, keep_freed_memory
 from llm.devices import memory_for
-from llm.dpo_losses import LossName, preference_loss
-from llm.errors import ConfigError, WordmillError
+from llm.dpo_config import DPOConfig
+from llm.dpo_losses import preference_loss
+from llm.errors import WordmillError
 from llm.model.transformer import Transformer
 from llm.optim.adamw import adamw
 from llm.optim.guard import Guard, apply
 from llm.optim.schedules import cosine
-from llm.pair_scoring import Scope, ScopeName
+from llm.pair_scoring import Scope
 from llm.training_state import Record, best, restore, save, saved_tensors
 
 TEXTS_AT_ONCE = 32  # scored without gradients
 CHECKPOINTS_KEPT = 2  # the newest, besides the best
-
-
-@dataclass(frozen=True)
-class DPOConfig:
-    """Raises ConfigError."""
-
-    WITHOUT_EFFECT: ClassVar[tuple[str, ...]] = ("checkpoint_every",)  # on any byte of the outputs
-
-    scope: ScopeName  # score the whole answers, or only the token in which they part (`llm.pair_scoring`)
-    loss: LossName  # `llm.dpo_losses.LOSSES`
-    label_smoothing: float  # sigmoid: share of pairs believed to stand the wrong way round
-    beta: float  # how dear it is to leave the reference
-    sft_weight: float  # of the chosen answers' own loss, nats per token; 0 is plain DPO
-    lr: float  # peak learning rate
-    final_lr_share: float
-    warmup_steps: int
-    epochs: int
-    batch_size: int  # texts a step: pairs, or in the scope `fork` all the pairs that share a text
-    weight_decay: float
-    grad_clip: float
-    seed: int  # of the order of the pairs
-    log_every: int  # steps
-    eval_every: int  # steps
-    checkpoint_every: int  # steps
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "lr", "epochs", "batch_size", "grad_clip", "log_every", "eval_every", "checkpoint_every"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(name, f"{getattr(self, name)} is not positive")
-        for name in ("sft_weight", "warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(name, f"{getattr(self, name)} is negative")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                "label_smoothing", f"{self.label_smoothing} is not in [0, 0.5); at a half nothing is learnt"
-            )
-        if self.label_smoothing and self.loss != "sigmoid":
-            raise ConfigError("label_smoothing", f"is read by the loss sigmoid alone, not by {self.loss}; set it to 0")
-        if not 0 <= self.final_lr_share <= 1:
-            raise ConfigError("final_lr_share", f"{self.final_lr_share} is not between 0 and 1")
 
 
 @torch.no_grad()

@@ -11,13 +11,12 @@ With Δ the answer's log π - log π_ref and m = β (Δ_chosen - Δ_rejected) a 
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-LossName = Literal["sigmoid", "hinge", "ipo", "sigmoid_norm"]
+from llm.dpo_config import LossName
 
 
 def _sigmoid(ratios: Tensor, lengths: Tensor, beta: float, smoothing: float) -> Tensor:

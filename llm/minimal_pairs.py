@@ -6,47 +6,18 @@ log-probabilities of its tokens, after an end-of-text token and without one behi
 itself has pairs of equal sentences; they are counted.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from llm.compute import Compute
-from llm.corpus.config import kind
-from llm.corpus.files import Row, find, read_rows
-from llm.errors import WordmillError
 from llm.evaluate import bracketed, windows
 from llm.intervals import share_interval
+from llm.minimal_pair_files import MinimalPair
+from llm.minimal_pair_files import read_minimal_pairs as read_minimal_pairs
 from llm.model.transformer import Transformer
 from llm.scoring import score
 from llm.tokenizer.tokenizer import Tokenizer
-
-KEYS = ("sentence_good", "sentence_bad")
-
-
-class MinimalPair(NamedTuple):
-    good: str
-    bad: str
-    paradigm: str
-
-
-def read_minimal_pairs(paths: tuple[str, ...], scratch: Path) -> list[MinimalPair]:
-    """The pairs of all files that paths and globs name, in order. Raises WordmillError naming file and line."""
-    pairs = []
-    for path in find(paths, "evaluate.minimal_pairs"):
-        if not path.is_file():
-            raise WordmillError(f"evaluate.minimal_pairs: {path}: not found")
-        suffix = (kind(path.name) or ("", ""))[0]
-        if suffix in ("", ".txt"):
-            raise WordmillError(
-                f"evaluate.minimal_pairs: {path}: the name must end in .jsonl, .json or .parquet, perhaps packed"
-            )
-        of_file = [_pair(row, path.name.partition(".")[0]) for row in read_rows(path, scratch)]
-        if not of_file:
-            raise WordmillError(f"evaluate.minimal_pairs: {path}: holds no pair")
-        pairs += of_file
-    return pairs
 
 
 def sentence_logprobs(
@@ -88,20 +59,3 @@ def paradigm_accuracies(pairs: Sequence[MinimalPair], margins: np.ndarray) -> di
             "accuracy_high": high,
         }
     return found
-
-
-def _pair(row: Row, file: str) -> MinimalPair:
-    if row.replaced:
-        raise WordmillError(f"{row.where}: not UTF-8 text; save the file as UTF-8")
-    if not isinstance(row.values, Mapping):
-        raise WordmillError(f"{row.where}: not a record with keys, but a {type(row.values).__name__}")
-    good, bad = (row.values.get(key) for key in KEYS)
-    for key, text in zip(KEYS, (good, bad), strict=True):
-        if not isinstance(text, str) or not text.strip():
-            raise WordmillError(f"{row.where}: key {key!r} is missing, empty or not a string")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise WordmillError(f"{row.where}: key {key!r} holds half of a character (a lone surrogate); mend the text")
-    paradigm = row.values.get("UID", file)
-    if not isinstance(paradigm, str) or not paradigm:
-        raise WordmillError(f"{row.where}: key 'UID' is empty or not a string")
-    return MinimalPair(str(good), str(bad), paradigm)

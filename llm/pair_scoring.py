@@ -15,21 +15,20 @@ A batch counts texts: in `answers` a text is a pair, in `fork` it holds all pair
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llm.compute import Compute
+from llm.dpo_config import ScopeName
 from llm.loss import next_token_loss
 from llm.model.packing import shared_length
 from llm.model.transformer import Transformer
 from llm.preferences import PairTexts
 from llm.scoring import Segment, pair_logprobs
 from llm.tokenizer.tokenizer import Tokenizer
-
-ScopeName = Literal["answers", "fork"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -28,12 +28,12 @@ from llm.compute import Compute
 from llm.errors import WordmillError
 from llm.gradients import Batch
 from llm.model.transformer import Transformer
+from llm.pretrain_config import ParallelKind
 
-Kind = Literal["none", "ddp", "fsdp2"]
 PATIENCE = timedelta(hours=2)  # of those who wait for the first process, which evaluates; torchrun sees a death
 
 
-def check(kind: Kind, processes: int, compute: Compute) -> None:
+def check(kind: ParallelKind, processes: int, compute: Compute) -> None:
     """Raises WordmillError where `processes` of `kind` on this machine do not go with `compute`."""
     if kind == "none":
         return
@@ -51,7 +51,7 @@ def check(kind: Kind, processes: int, compute: Compute) -> None:
 class Parallel:
     """One of `world` processes; of kind `none` it is the only one, and every method is free."""
 
-    def __init__(self, kind: Kind = "none", device: str = "cpu") -> None:
+    def __init__(self, kind: ParallelKind = "none", device: str = "cpu") -> None:
         """Kinds other than `none` need a process that torchrun has started. `device` is cpu or cuda.
 
         On cuda a `Compute` with the process's own GPU comes first, which makes that GPU the current one.

@@ -30,13 +30,13 @@ def from_files(paths: tuple[str, ...], shape: ShapeName, scratch: Path, account:
     for path in files:
         _check_file(path)
     for path in files:
-        yield from _converted(read_rows(path, scratch), shape, account)
+        yield from converted(read_rows(path, scratch), shape, account)
 
 
 def from_hub(config: CorpusConfig, shape: ShapeName, scratch: Path, account: Account) -> Iterator[Given]:
     """The records of one split of a data set, file by file. Raises WordmillError."""
     for rows in hub.open_rows(config, scratch).files:
-        yield from _converted(rows(), shape, account)
+        yield from converted(rows(), shape, account)
 
 
 def _check_file(path: Path) -> None:
@@ -50,7 +50,7 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _converted(rows: Iterable[Row], shape: ShapeName, account: Account) -> Iterator[Given]:
+def converted(rows: Iterable[Row], shape: ShapeName, account: Account) -> Iterator[Given]:
     for row in rows:
         if row.replaced:
             raise WordmillError(f"{row.where}: not UTF-8 text; save the file as UTF-8")

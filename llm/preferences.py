@@ -6,6 +6,7 @@ Sources, by name:
 - `judged`: stories that the model writes itself, one that makes sense against one that does not (`llm.judged`).
 - `corpus`: pairs made of any corpus. The prompt is a passage, the chosen answer is what follows it, the rejected
   answer is a passage of like length from elsewhere. What DPO learns from them is to stay with the matter at hand.
+- `auto`: `files` where `paths` are given, `hub` where a `dataset` is, `judged` for stories, else `corpus`.
 - `files`, `hub`: given pairs, in any of the usual shapes (`llm.preference_shapes`).
 
 Pairs with an empty part, with equal answers, or seen before are left out and counted. A limit keeps an even sample and
@@ -29,12 +30,14 @@ import pyarrow.parquet as pq
 from llm.corpus.config import CorpusConfig
 from llm.corpus.stories import pairs as story_pairs
 from llm.errors import ConfigError, WordmillError
+from llm.limits import SEED, check_limits
 from llm.preference_account import Account
 from llm.preference_files import from_files, from_hub
 from llm.preference_shapes import ShapeName
 from llm.preference_split import HELD_OUT, TRAIN, hashed_split, split_dialogues
 
 MADE = 1000  # pairs that `stories` and `corpus`, which have no end, make where no number is given
+LIMITS = {"pairs": (0, 1_000_000_000), "tries": (0, 10_000), "seed": SEED}
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("prompt", "chosen", "rejected", "kind", "split")] + [("whole", pa.bool_())]
 )
@@ -44,7 +47,7 @@ SCHEMA = pa.schema(
 class PreferencesConfig:
     """Raises ConfigError."""
 
-    source: Literal["judged", "stories", "corpus", "files", "hub"]
+    source: Literal["auto", "judged", "stories", "corpus", "files", "hub"]
     pairs: int  # at most so many, an even sample; 0 = all there are (judged, files, hub), or MADE (stories, corpus)
     openings: int  # judged: of training stories, that the model goes on from
     tries: int  # judged: stories that it writes for each opening
@@ -67,6 +70,7 @@ class PreferencesConfig:
         for name in ("openings", "pairs_per_story", "prompt_characters", "answer_characters"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
+        check_limits(self, LIMITS)
         if self.tries < 2:
             raise ConfigError("tries", f"{self.tries} gives nothing to compare; use 2 or more")
         if self.temperature <= 0:
@@ -88,6 +92,22 @@ class PreferencesConfig:
             dataset_split=self.dataset_split,
             revision=self.revision,
         )
+
+
+def resolved(config: PreferencesConfig, corpus: str) -> PreferencesConfig:
+    """The same with a source in the place of `auto`: given pairs if there are any, else what suits the corpus.
+
+    `corpus` is the corpus's source. Raises ConfigError.
+    """
+    if config.source != "auto":
+        return config
+    if config.paths and config.dataset:
+        raise ConfigError("source", "auto finds both paths and a dataset; use files or hub")
+    if config.paths:
+        return replace(config, source="files")
+    if config.dataset:
+        return replace(config, source="hub")
+    return replace(config, source="judged" if corpus == "stories" else "corpus")
 
 
 @dataclass(frozen=True)
@@ -155,7 +175,7 @@ def select(source: Iterable[Pair], config: PreferencesConfig, account: Account) 
     kept = list(_useful(source, account))
     if config.pairs:
         kept = _sample(kept, config.pairs, account)
-    if config.source in ("files", "hub"):
+    if not all(pair.split for pair in kept):  # given pairs
         splits = split_dialogues([pair.prompt for pair in kept], config.held_out_share)
         kept = [replace(pair, split=split) for pair, split in zip(kept, splits, strict=True)]
     for pair in kept:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from llm.errors import ConfigError
-from llm.generate import stop_place
-from llm.sampling import Sampling
+from llm.limits import SEED, check_limits
+from llm.sampling_config import Sampling
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class SamplesConfig:
     seed: int
 
     def __post_init__(self) -> None:
+        check_limits(self, {"seed": SEED})
         for name in ("count", "opening_characters", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, f"{getattr(self, name)} is below 1")
@@ -50,6 +51,8 @@ class SamplesConfig:
 
     def cut(self, text: str) -> str:
         """`text` up to the stop string that is complete first."""
+        from llm.generate import stop_place  # only here: it needs torch, and a check of params.yaml does not
+
         return text[: stop_place(text, self.stop)]
 
 

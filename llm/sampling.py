@@ -19,46 +19,12 @@ Shapes: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llm.devices import as_float64, cumulative_sums
-from llm.errors import ConfigError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn. Raises ConfigError."""
-
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # 0 keeps all
-    top_p: float = 1.0  # 1 keeps all
-    min_p: float = 0.0  # 0 keeps all
-    repetition_penalty: float = 1.0  # above 1 against repeating; 1 is none
-    presence_penalty: float = 0.0  # in logits
-    frequency_penalty: float = 0.0  # in logits, for each time
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ConfigError("temperature", f"{self.temperature} is negative; 0 is greedy")
-        if self.top_k < 0:
-            raise ConfigError("top_k", f"{self.top_k} is negative; 0 keeps all tokens")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("top_p", f"{self.top_p} is not in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise ConfigError("min_p", f"{self.min_p} is not in [0, 1]; 0 keeps all tokens")
-        if self.repetition_penalty <= 0:
-            raise ConfigError("repetition_penalty", f"{self.repetition_penalty} is not positive; 1 is none")
-        for name in ("presence_penalty", "frequency_penalty"):
-            if not -2 <= getattr(self, name) <= 2:
-                raise ConfigError(name, f"{getattr(self, name)} is not in [-2, 2]; 0 is none")
-
-    @property
-    def penalises(self) -> bool:
-        """What stands in the text matters to what follows."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+from llm.sampling_config import Sampling
 
 
 class History:
@@ -109,6 +75,7 @@ def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
         ordered, places = logits.sort(dim=-1, descending=True)
         shares = ordered.softmax(dim=-1)
         excluded = cumulative_sums(shares) - shares >= sampling.top_p  # what stands before it already reaches p
+        excluded[:, 0] = False  # the likeliest stays, though p may be 0 in fp32
         logits = logits.masked_fill(excluded.scatter(-1, places, excluded), float("-inf"))
     if sampling.min_p > 0:
         shares = logits.softmax(dim=-1)

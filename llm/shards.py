@@ -36,6 +36,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from llm.errors import ConfigError, WordmillError
+from llm.limits import check_limits
 from llm.strict_json import check_json, read_json
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
@@ -60,6 +61,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         if self.tokens_per_shard < 1:
             raise ConfigError("tokens_per_shard", f"{self.tokens_per_shard} is below 1; 10000000 is usual")
+        check_limits(self, {"tokens_per_shard": (1, 1 << 40)})
 
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]

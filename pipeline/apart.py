@@ -37,7 +37,7 @@ def make(folder: Path, commit: str, patch: bytes, params: str, left_out: Iterabl
         git("apply", "--whitespace=nowarn", "-", cwd=folder, data=patch)
     if params:
         replace(folder / "params.yaml", params)
-    content = YAML(typ="safe", pure=True).load(params) or {}
+    content = YAML(typ="safe").load(params) or {}
     needed = [Path(name) for name in left_out if not is_secret(name)]
     for path in [*needed, *named_files(lineage.flat(content))]:
         target = folder / path

@@ -15,6 +15,16 @@ from pipeline import run_commands
 
 LOCAL = "127.0.0.1"
 
+
+def spin_briefly() -> None:
+    """Have OpenMP's threads go to sleep soon after their work, some 30 µs, unless the user has set this.
+
+    By default they keep a core busy for milliseconds, which costs many times the work where other programs run. It must
+    be called before torch is imported.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 app = typer.Typer(
     help="From raw text to a preference-tuned language model. Run it in the repository root.",
     no_args_is_help=True,
@@ -28,13 +38,36 @@ Set = Annotated[
 
 @app.command()
 def use(name: Annotated[str, typer.Argument(help="A file in presets/, without its ending.")], set_: Set = None) -> None:
-    """Write params.yaml from a preset."""
+    """Write params.yaml from a preset; edits that this drops are listed, and a copy is kept."""
     from pipeline import presets
     from pipeline.files import replace
     from stages.params import PARAMS
 
-    replace(PARAMS, presets.from_preset(name, presets.parsed(set_ or [])))
+    text = presets.from_preset(name, presets.parsed(set_ or []))
+    for line in presets.keep_copy(PARAMS, text):
+        print(line)
+    replace(PARAMS, text)
     print(f"params.yaml is now presets/{name}.yaml{' with ' + ', '.join(set_) if set_ else ''}")
+
+
+@app.command("set")
+def set_values(
+    settings: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="Such as pretrain.steps=200.")],
+) -> None:
+    """Change values in params.yaml; its comments and everything else stay as they are."""
+    from pipeline import overrides, presets
+    from pipeline.files import read, replace
+    from pipeline.status import differing
+    from stages import params
+
+    changes = presets.parsed(settings, "wordmill set")
+    with overrides.sole_rebuild():  # a rebuild with overrides has put another file in the place of params.yaml
+        before = params.document()
+        new = presets.changed(read(params.PARAMS), changes, params.PARAMS.name)
+        replace(params.PARAMS, new)
+    after = params.parse(new, params.PARAMS.name)
+    lines = [line for section in after for line in differing(section, before.get(section, {}), after[section])]
+    print("\n".join(lines) or "params.yaml has these values already")
 
 
 @app.command("presets")
@@ -50,15 +83,17 @@ def list_presets() -> None:
 
 @app.command()
 def check() -> None:
-    """Check params.yaml against the schema of every stage."""
+    """Check params.yaml, the files that it names and the device for every stage, before any of them runs."""
     from pipeline import overrides
     from pipeline.repair import repair
-    from stages import params, schema
+    from stages import params, preflight, schema
 
     overrides.recover_if_idle()
     repair()
-    schema.check(params.document())
-    print("params.yaml is right")
+    content = params.document()
+    preflight.check(schema.check(content))
+    params.say_absent(content)
+    print("params.yaml is valid")
 
 
 @app.command()
@@ -167,22 +202,26 @@ def serve(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 64,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name by which clients may address the server; may be given again.")
+    ] = None,
 ) -> None:
     """Serve models as OpenAI's /v1/completions, and a page to play with."""
+    spin_briefly()
     from pipeline.options import compute_config
-    from pipeline.serve.app import Limits
+    from pipeline.serve.limits import Limits
     from pipeline.serve.server import DEFAULT, load
     from pipeline.serve.server import serve as answer
 
     config = compute_config(device, precision, threads)
-    answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting))
+    answer(load(folders or DEFAULT, config), host, port, Limits(waiting=waiting), name or [])
 
 
 @app.command()
 def generate(
     prompt: Annotated[list[str] | None, typer.Argument(help="Texts to continue.")] = None,
     model: Annotated[Path, typer.Option(help="A model folder.")] = Path("models/dpo"),
-    file: Annotated[Path | None, typer.Option(help="A prompt a line; - or nothing is standard input.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A prompt a line; - is standard input.")] = None,
     whole: Annotated[bool, typer.Option("--whole", help="The file is one prompt, line ends and all.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens, at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
@@ -202,7 +241,8 @@ def generate(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
-    """Continue texts with a model; on a terminal, as they are written."""
+    """Continue texts with a model; on a terminal, as they are written, and without a prompt, line by line."""
+    spin_briefly()
     from llm.sampling import Sampling
     from llm.streaming import Wanted
     from pipeline import generate as generating
@@ -218,8 +258,7 @@ def generate(
     except ConfigError as error:
         raise WordmillError(f"--{error.field.replace('_', '-')}: {error.problem}") from None
     wanted = Wanted(max_tokens, sampling, stop or [], logprobs, "slide" if slide else "stop")
-    texts = generating.prompts(prompt or [], file, whole, sys.stdin)
-    generating.generate(model, texts, count, seed, wanted, config, as_json)
+    generating.generate(model, prompt or [], file, whole, count, seed, wanted, config, as_json)
 
 
 run_commands.add_to(app)
@@ -228,7 +267,7 @@ run_commands.add_to(app)
 def main() -> None:
     """The program's entry point."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="wordmill", standalone_mode=False))
     except WordmillError as error:
         print(f"wordmill: {error}", file=sys.stderr)
         sys.exit(2)
@@ -238,9 +277,17 @@ def main() -> None:
         # An unknown option or a value out of range: typer would draw a box of five lines around it.
         if not (words := getattr(error, "format_message", None)):
             raise
-        if message := words():  # none where it has shown the help
-            print(f"wordmill: {message.rstrip('.')}; `{error.ctx.command_path} --help`", file=sys.stderr)  # type: ignore[attr-defined]
+        if message := " ".join(words().split()):  # none where it has shown the help
+            context = getattr(error, "ctx", None)  # the parser of options knows none, as where a value is missing
+            command = context.command_path if context else _command(sys.argv[1:])
+            print(f"wordmill: {message.rstrip('.')}; `{command} --help`", file=sys.stderr)
         sys.exit(2)
+
+
+def _command(arguments: list[str]) -> str:
+    """The command that the arguments begin with, as its help is asked for."""
+    known = [word for word in arguments[:1] if not word.startswith("-")]
+    return " ".join(["wordmill", *known])
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def main() -> int:
         return 0
     lines = differences(text)
     print(
-        "\n".join([*lines, "`python -m pipeline.closure --write` mends dvc.yaml"] if lines else ["dvc.yaml is right"])
+        "\n".join([*lines, "`python -m pipeline.closure --write` updates dvc.yaml"] if lines else ["dvc.yaml is valid"])
     )
     return 1 if lines else 0
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llm.compute import ComputeConfig
+from llm.compute_config import ComputeConfig
 from llm.errors import WordmillError
 from stages import params
 

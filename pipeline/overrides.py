@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llm.errors import WordmillError
-from pipeline.files import replace
+from pipeline.files import read, replace
 from stages.params import PARAMS
 
 ORIGINAL = Path("runs/overridden/original.yaml")
@@ -40,12 +40,12 @@ def sole_rebuild() -> Iterator[None]:
 @contextlib.contextmanager
 def applied(text: str | None) -> Iterator[None]:
     """params.yaml holds `text` inside the block; None leaves it as it is. The caller holds `sole_rebuild`."""
-    if text is None or text == PARAMS.read_text(encoding="utf-8"):
+    if text is None or text == read(PARAMS):
         yield
         return
     ORIGINAL.parent.mkdir(parents=True, exist_ok=True)
     replace(APPLIED, text)
-    replace(ORIGINAL, PARAMS.read_text(encoding="utf-8"))  # from here on recover() has something to do
+    replace(ORIGINAL, read(PARAMS))  # from here on recover() has something to do
     try:
         replace(PARAMS, text)
         yield
@@ -64,11 +64,12 @@ def recover() -> None:
     """Bring the original back, unless params.yaml was edited since. The caller holds the lock."""
     if not ORIGINAL.exists():
         return
-    present = PARAMS.read_text(encoding="utf-8") if PARAMS.exists() else None
-    if present is None or present == APPLIED.read_text(encoding="utf-8"):
-        ORIGINAL.replace(PARAMS)
+    present = read(PARAMS) if PARAMS.exists() else None
+    if present is None or present == read(APPLIED):
+        replace(PARAMS, read(ORIGINAL))  # not a rename: params.yaml may be a link, and has its own permissions
+        ORIGINAL.unlink()
     else:
-        if present != ORIGINAL.read_text(encoding="utf-8"):
+        if present != read(ORIGINAL):
             print(f"warning: params.yaml was edited during a rebuild and is kept; before it was {ORIGINAL}.kept")
             ORIGINAL.replace(ORIGINAL.with_name(f"{ORIGINAL.name}.kept"))
         ORIGINAL.unlink(missing_ok=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 from llm.errors import WordmillError
 from pipeline import overrides, presets
-from pipeline.files import replace
-from stages import params, schema
+from pipeline.files import read, replace
+from stages import params, preflight, schema
 from stages.params import PARAMS
 
 READY = "params.yaml is ready"
@@ -25,10 +25,14 @@ READY = "params.yaml is ready"
 def text(preset: str | None, changes: Mapping[str, Any]) -> str | None:
     """The params.yaml that a rebuild is to use, checked; None for the one that is there. Raises WordmillError."""
     if preset is not None:
-        return presets.from_preset(preset, changes)
-    content = params.document()
-    schema.check(content)
-    return presets.changed(PARAMS.read_text(encoding="utf-8"), changes, "overrides") if changes else None
+        new = presets.from_preset(preset, changes)
+    elif changes:
+        new = presets.changed(read(PARAMS), changes, "overrides")
+    else:
+        new = None
+    content = params.document() if new is None else params.parse(new, PARAMS.name)
+    preflight.check(schema.check(content))
+    return new
 
 
 @contextlib.contextmanager

@@ -4,16 +4,19 @@ The comments of the default stay, since they say what each key means. Every resu
 before anything is written.
 """
 
-from collections.abc import Mapping
-from io import StringIO
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from llm.errors import WordmillError
+from pipeline.edit import edited
+from pipeline.files import read
+from pipeline.status import differing
 from stages import params, schema
 
 PRESETS = Path("presets")
@@ -46,39 +49,61 @@ def from_preset(name: str, changes: Mapping[str, Any]) -> str:
             lines.pop(0)
         text = "".join([f"# presets/{name}.yaml over presets/{DEFAULT}.yaml: {names()[name]}\n", *lines])
     else:
-        schema.check(_load(text, f"{PRESETS}/{DEFAULT}.yaml"), f"{PRESETS}/{DEFAULT}.yaml")
+        schema.check(params.parse(text, f"{PRESETS}/{DEFAULT}.yaml"), f"{PRESETS}/{DEFAULT}.yaml")
     return changed(text, changes, "--set") if changes else text
 
 
 def changed(text: str, changes: Mapping[str, Any], source: str) -> str:
     """params.yaml's text with values replaced by dotted name, and checked. `source` is named in error messages."""
-    content = _load(text, source)
-    for name, value in changes.items():
-        section, dot, key = name.partition(".")
-        if not dot:
-            raise WordmillError(f"{source}: {name}: name a section and a key, as in pretrain.lr")
-        if section not in content or key not in content[section]:
-            # The schema's own message says what was meant; it needs the key in its place.
-            params.check_sections({section: {}}, source)
-            content.setdefault(section, CommentedMap())
-        content[section][key] = value
-    schema.check(_plain(content), source)
-    out = StringIO()
-    _yaml().dump(content, out)
-    return out.getvalue()
+    new = edited(text, changes, source)
+    schema.check(params.parse(new, source), source)
+    return new
 
 
-def parsed(settings: list[str]) -> dict[str, Any]:
-    """`--set` options: each `section.key=value`, the value as YAML reads it."""
+def keep_copy(path: Path, new: str) -> Iterator[str]:
+    """Copy a params.yaml that holds edits of its own before `new` takes its place; lines that say so."""
+    if not path.is_file():
+        return
+    before = path.read_bytes()
+    if before == new.encode():
+        return
+    try:
+        edits = dropped(read(path))
+    except (WordmillError, UnicodeDecodeError):
+        edits = ["it was not a valid params.yaml"]
+    if edits:
+        copy = path.with_name(f"{path.name}.bak-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        copy.write_bytes(before)
+        yield f"{path} had edits, which are kept in {copy}:"
+        yield from (f"  {line}" for line in edits)
+
+
+def dropped(before: str, source: str = "params.yaml") -> list[str]:
+    """A line for each value of a params.yaml that differs from the preset it was made from.
+
+    Empty where nothing differs, comments and line ends included. Raises WordmillError for a file that cannot be read.
+    """
+    origin = re.match(rf"\ufeff?# {PRESETS}/([\w.-]+)\.yaml over ", before)
+    name = origin[1] if origin and origin[1] in names() else DEFAULT
+    made = from_preset(name, {})
+    if made == before:
+        return []
+    old, new = (params.completed(params.parse(text, source)) for text in (made, before))
+    lines = [line for section in new for line in differing(section, old.get(section, {}), new[section])]
+    return lines or ["comments or line ends"]
+
+
+def parsed(settings: list[str], source: str = "--set") -> dict[str, Any]:
+    """Settings `section.key=value`, the value as YAML reads it. `source` is named in error messages."""
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals or "." not in name:
-            raise WordmillError(f"--set {setting}: give a name and a value, as in --set pretrain.lr=1e-3")
+            raise WordmillError(f"{source} {setting}: give a name and a value, as in {source} pretrain.lr=1e-3")
         try:
-            found[name.strip()] = YAML(typ="safe", pure=True).load(value)
-        except YAMLError as error:
-            raise WordmillError(f"--set {setting}: not a YAML value: {str(error).splitlines()[0]}") from None
+            found[name.strip()] = YAML(typ="safe").load(value)
+        except (YAMLError, ValueError, OverflowError) as error:
+            raise WordmillError(f"{source} {setting}: not a YAML value: {str(error).splitlines()[0]}") from None
     return found
 
 
@@ -88,33 +113,9 @@ def _keys(section: str, content: Any, name: str) -> list[tuple[str, Any]]:
     return list(content.items())
 
 
-def _load(text: str, source: str) -> CommentedMap:
-    try:
-        content = _yaml().load(text)
-    except YAMLError as error:
-        raise WordmillError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, CommentedMap):
-        raise WordmillError(f"{source}: expected sections such as `corpus:`")
-    return content
-
-
-def _yaml() -> YAML:
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = 10_000  # no line of the user's is folded
-    return yaml
-
-
-def _plain(content: CommentedMap) -> Any:
-    """The document as the stages read it, without ruamel's own types."""
-    out = StringIO()
-    _yaml().dump(content, out)
-    return YAML(typ="safe", pure=True).load(out.getvalue())
-
-
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read(path)
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; run in the repository root") from None
 

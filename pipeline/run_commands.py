@@ -16,7 +16,8 @@ Run = Annotated[str, typer.Argument(help="A rebuild's MLflow run: its id, the id
 
 def status(
     force: Annotated[bool, typer.Option(help="As for `wordmill run --force`.")] = False,
-    all_: Annotated[bool, typer.Option("--all", help="Unchanged stages, too.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Every stage and its reasons, unchanged ones too.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="All reasons of the stages that would not be left alone.")] = False,
 ) -> None:
     """Say which stages `dvc repro` would run, and why, before it does."""
     from pipeline import overrides
@@ -25,12 +26,22 @@ def status(
 
     overrides.recover_if_idle()
     schema.check(params.document())
+    params.say_absent(params.document())
     found = forecast(force)
-    told = found if all_ else [each for each in found if each.verdict is not Verdict.UNCHANGED]
-    for line in lines(told):
-        print(line)
-    counts = {verdict: sum(each.verdict is verdict for each in found) for verdict in Verdict}
-    print(", ".join(f"{verdict.value}: {count}" for verdict, count in counts.items() if count))
+    stages = {verdict: [each.stage for each in found if each.verdict is verdict] for verdict in Verdict}
+    if len(stages[Verdict.UNCHANGED]) == len(found):
+        print(f"nothing to do: all {len(found)} stages are up to date")
+    else:
+        for verdict, names in stages.items():
+            if names:
+                print(f"{verdict.value}: {', '.join(names)}")
+    shown = found if all_ else [each for each in found if each.verdict is not Verdict.UNCHANGED]
+    if why or all_:
+        for line in lines(shown):
+            print(line)
+    elif shown:
+        first = shown[0]
+        print(f"{first.stage}: {'; '.join(first.reasons[:1])}; every reason: `wordmill status --why`")
 
 
 def reproduce(
@@ -91,6 +102,24 @@ def _as_flow(grid: "list[Point]") -> "list[Outcome]":
     return run(grid)
 
 
+def metrics() -> None:
+    """Print the main figures of the last rebuild."""
+    from pipeline import figures
+
+    for line in figures.metrics():
+        print(line)
+
+
+def summary(
+    since: Annotated[float | None, typer.Option(min=0, help="When the rebuild began, in seconds since 1970.")] = None,
+) -> None:
+    """Print the figures, what was made where, and what to try next."""
+    from pipeline import figures
+
+    for line in figures.summary(since):
+        print(line)
+
+
 runs = typer.Typer(help="List what stopped and finished runs have left under runs/, or remove it.")
 
 
@@ -132,6 +161,6 @@ def deliver() -> None:
 
 def add_to(app: typer.Typer) -> None:
     """Put the commands into the program."""
-    for command in (status, reproduce, diff, sweep, deliver):
+    for command in (status, metrics, summary, reproduce, diff, sweep, deliver):
         app.command()(command)
     app.add_typer(runs, name="runs")

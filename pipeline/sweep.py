@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from llm.errors import WordmillError
 from pipeline import apart, compare, dvc, presets
+from pipeline.files import read
 from pipeline.git import check_own_repository
 from stages import delivery, lineage, params, provenance, schema, sweep_run
 from stages.metrics import figures
@@ -62,7 +63,7 @@ def points(settings: Sequence[str]) -> list[Point]:
         if not isinstance(values, list) or not values:
             raise WordmillError(f"{name}={values}: give a list of values, as in 'pretrain.lr=[1e-4, 3e-4]'")
     schema.check(params.document())
-    text = params.PARAMS.read_text(encoding="utf-8")
+    text = read(params.PARAMS)
     grid = list(itertools.product(*axes.values()))
     if len(grid) > LIMIT:
         raise WordmillError(f"{len(grid)} combinations are more than {LIMIT}; leave some values out")

@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from llm.errors import WordmillError
-from stages.params import PARAMS
+from stages.params import PARAMS, completed
 from stages.processes import host, started
 
 PIPELINE = Path("dvc.yaml")
@@ -151,9 +151,9 @@ def digest(path: Path) -> str:
 
 
 def document() -> dict[str, Any]:
-    """params.yaml as it is; empty if it cannot be read. A stage has checked the sections that it reads."""
+    """params.yaml with absent keys at their defaults; empty if it cannot be read. A stage has checked what it reads."""
     try:
-        return parsed(PARAMS.read_text(encoding="utf-8"))
+        return completed(parsed(PARAMS.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):
         return {}
 
@@ -161,8 +161,8 @@ def document() -> dict[str, Any]:
 def parsed(text: str) -> dict[str, Any]:
     """The document in `text`; empty if it is none."""
     try:
-        content = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+        content = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

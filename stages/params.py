@@ -1,4 +1,4 @@
-"""params.yaml, read strictly: an unknown key, a missing one or a wrong type is an error that names its path.
+"""params.yaml, read strictly: an unknown key or a wrong type is an error that names its path.
 
 Each stage declares a dataclass whose fields are the sections it reads, each section typed by the configuration
 dataclass of the module it belongs to:
@@ -8,20 +8,28 @@ dataclass of the module it belongs to:
         tokenizer: TokenizerConfig
 
 Those fields are also the stage's `params` in dvc.yaml (a test compares the two), so a stage reruns exactly when a
-section it reads has changed. There are no defaults in the code: what a run used is what params.yaml says. YAML is
-read as version 1.2, as DVC reads it, so `1e-3` is a number.
+section it reads has changed. A key that the file lacks has the value of presets/default.yaml, and one line says so: a
+file from before an upgrade stays valid. YAML is read as version 1.2, so `1e-3` is a number.
+
+Every value is held against what any of them can be, before its own configuration sees it: numbers fit 64 bits, texts
+hold no NUL and names no control characters.
 """
 
 import difflib
 import json
+import reprlib
+import sys
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
 from llm.errors import ConfigError, WordmillError
 from llm.file_patterns import match, no_file
@@ -42,12 +50,24 @@ SECTIONS = (
 )
 NAMING = ("path", "paths", "start_from", "continue_from", "minimal_pairs")  # keys whose values name files
 
+DEFAULTS = Path(__file__).parents[1] / "presets/default.yaml"
+TEXTS = ("prompts", "stop", "separator", "special_tokens", "pattern")  # keys whose values are text: lines may end in it
+LONGEST_NAME, LONGEST_TEXT = 4_096, 1_000_000  # characters
+LARGEST_FLOAT = 3.4e38  # of fp32, in which the models compute
+DEEPEST, MOST_ALIASES = 6, 20  # levels of sections, keys and lists; values that repeat another one
+HALF_LINE = 250  # characters of a message's beginning and end that are always shown
+SHOWN = reprlib.Repr()  # of a wrong value, in a message of one line
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 80
+
 T = TypeVar("T")
 
 
 def load(cls: type[T], path: Path = PARAMS) -> T:
     """The sections of the file at `path` that the dataclass `cls` names. Raises WordmillError."""
-    return build(cls, document(path), path.name)
+    content = document(path)
+    loaded = build(cls, content, path.name)
+    say_absent({name: content[name] for name in get_type_hints(cls)}, path.name)
+    return loaded
 
 
 def document(path: Path = PARAMS) -> dict[str, Any]:
@@ -58,24 +78,91 @@ def document(path: Path = PARAMS) -> dict[str, Any]:
         raise WordmillError(f"{path}: not found; run in the repository root, or `wordmill use default`") from None
     except UnicodeDecodeError:
         raise WordmillError(f"{path}: not UTF-8 text; `wordmill use default` writes a fresh one") from None
+    except OSError as error:
+        raise WordmillError(f"{path}: {error.strerror}; it must be a file that can be read") from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """The document in `text`, its section names checked; `source` is named in messages. Raises WordmillError."""
     try:
-        content = YAML(typ="safe", pure=True).load(text)
+        content = _loaded(text, source)
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         problem = (getattr(error, "problem", None) or str(error)).splitlines()[0]
-        raise WordmillError(f"{path}{where}: not valid YAML: {problem}") from None
+        raise WordmillError(f"{source}{where}: not valid YAML: {problem}") from None
+    except (ValueError, OverflowError) as error:  # a date that is none, a number of 5,000 digits
+        raise WordmillError(f"{source}: a value cannot be read: {str(error).partition(';')[0]}") from None
     if not isinstance(content, dict):
-        raise WordmillError(f"{path}: expected sections such as `corpus:`, found {_kind(content)}")
-    check_sections(content, path.name)
+        raise WordmillError(f"{source}: expected sections such as `corpus:`, found {_kind(content)}")
+    check_sections(content, Path(source).name)
     return content
+
+
+def _loaded(text: str, source: str) -> Any:
+    """As YAML 1.2; a text with tabs, which that parser refuses, by the other one, which DVC reads it with."""
+    try:
+        return _of_little_depth(text, source, pure=True)
+    except YAMLError as error:
+        if "\t" not in text:
+            raise
+        try:
+            return _of_little_depth(text, source, pure=False)
+        except YAMLError:
+            raise error from None
+
+
+def _of_little_depth(text: str, source: str, pure: bool) -> Any:
+    """Raises WordmillError for nesting and aliases that the parser would take without end, or crash at."""
+    depth = aliases = 0
+    for event in YAML(typ="safe", pure=pure).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        aliases += isinstance(event, AliasEvent)
+        if depth > DEEPEST or aliases > MOST_ALIASES:
+            raise WordmillError(f"{source}: nested too deeply; expected sections with keys and values")
+    return YAML(typ="safe", pure=pure).load(text)
+
+
+@cache
+def defaults() -> Mapping[str, Mapping[str, Any]]:
+    """The sections of presets/default.yaml; empty where the code lies without it."""
+    return document(DEFAULTS) if DEFAULTS.is_file() else {}
+
+
+def absent(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that the given sections lack, by dotted name, with their defaults."""
+    return {
+        f"{section}.{key}": value
+        for section, keys in content.items()
+        if isinstance(keys, Mapping)
+        for key, value in defaults().get(section, {}).items()
+        if key not in keys
+    }
+
+
+def say_absent(content: Mapping[str, Any], source: str = PARAMS.name) -> None:
+    """One line on standard error where keys are absent."""
+    if found := absent(content):
+        listed = " ".join(f"{name}={json.dumps(value)}" for name, value in found.items())
+        print(f"{source}: absent keys have their defaults: {listed}", file=sys.stderr, flush=True)
+
+
+def completed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The same sections with absent keys at their defaults."""
+    return {
+        name: {**keys, **{key: value for key, value in defaults().get(name, {}).items() if key not in keys}}
+        if isinstance(keys, Mapping)
+        else keys
+        for name, keys in content.items()
+    }
 
 
 def check_sections(content: Mapping[str, Any], source: str) -> None:
     """Refuse section names that no stage reads."""
     for name in content:
         if name not in SECTIONS:
-            raise WordmillError(f"{source}: {name}: unknown section{_guess(str(name), SECTIONS)}")
+            raise WordmillError(f"{source}: {_short(name)}: unknown section{_guess(str(name), SECTIONS)}")
 
 
 def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
@@ -83,10 +170,10 @@ def build(cls: type[T], content: Mapping[str, Any], source: str) -> T:
     sections = {}
     for name, section_type in get_type_hints(cls).items():
         if name not in content:
-            raise WordmillError(f"{source}: {name}: section missing; see presets/default.yaml")
+            raise WordmillError(f"{source}: {name}: section missing; copy it from presets/default.yaml")
         if not isinstance(content[name], Mapping):
-            raise WordmillError(f"{source}: {name}: expected keys and values, found {content[name]!r}")
-        sections[name] = _section(section_type, content[name], f"{source}: {name}")
+            raise WordmillError(f"{source}: {name}: expected keys and values, found {SHOWN.repr(content[name])}")
+        sections[name] = _section(section_type, {**content[name]}, name, source)
     return cls(**sections)
 
 
@@ -106,31 +193,69 @@ def named_files(values: Mapping[str, Any]) -> list[Path]:
     return list(found)
 
 
-def _section(section_type: type, values: Mapping[str, Any], where: str) -> Any:
+def _section(section_type: type, values: dict[str, Any], name: str, source: str) -> Any:
+    where = f"{source}: {name}"
     known = [field.name for field in fields(section_type)]
     for key in values:
         if key not in known:
-            raise WordmillError(f"{where}.{key}: unknown key{_guess(str(key), known)}")
+            raise WordmillError(f"{where}.{_short(key)}: unknown key{_guess(str(key), known)}")
+    values |= {key: default for key, default in defaults().get(name, {}).items() if key in known and key not in values}
     for key in known:
         if key not in values:
             raise WordmillError(f"{where}.{key}: missing; see presets/default.yaml")
-    types = get_type_hints(section_type)
-    required: dict[str, Any] = {key: (types[key], ...) for key in known}
-    strict = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
-    checker: type[BaseModel] = create_model(section_type.__name__, __config__=strict, **required)
+        _check_value(values[key], key, f"{where}.{key}")
     try:
         # JSON mode is strict about types and still takes a list for a tuple.
-        typed = checker.model_validate_json(json.dumps(values))
+        typed = _checker(section_type).model_validate_json(json.dumps(values))
         return section_type(**{key: getattr(typed, key) for key in known})
     except ValidationError as error:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"])
         message = first["msg"][0].lower() + first["msg"][1:]
-        raise WordmillError(f"{where}.{path}: {message}, found {first['input']!r}") from None
+        raise WordmillError(f"{where}.{path}: {message}, found {SHOWN.repr(first['input'])}") from None
     except ConfigError as error:
-        raise WordmillError(f"{where}.{error.field}: {error.problem}") from None
-    except (TypeError, ValueError) as error:
-        raise WordmillError(f"{where}: {error}; use numbers, strings, booleans and lists") from None
+        raise WordmillError(f"{where}.{error.field}: {shortened(error.problem)}") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WordmillError(f"{where}: {shortened(error)}; use numbers, strings, booleans and lists") from None
+
+
+@cache
+def _checker(section_type: type) -> type[BaseModel]:
+    hints = get_type_hints(section_type)
+    required: dict[str, Any] = {field.name: (hints[field.name], ...) for field in fields(section_type)}
+    strict = ConfigDict(strict=True, allow_inf_nan=False, protected_namespaces=())
+    return create_model(section_type.__name__, __config__=strict, **required)
+
+
+def _check_value(value: Any, key: str, where: str) -> None:
+    """What holds for every value, whatever its key. Raises WordmillError."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, int) and not -(2**63) <= item < 2**63:
+            raise WordmillError(f"{where}: {SHOWN.repr(item)} does not fit 64 bits; use a smaller number")
+        if isinstance(item, float) and LARGEST_FLOAT < abs(item) < float("inf"):
+            raise WordmillError(f"{where}: {item} is beyond the range of fp32; use a smaller number")
+        if isinstance(item, str):
+            _check_text(item, key in TEXTS, where)
+
+
+def _check_text(text: str, lines_allowed: bool, where: str) -> None:
+    longest = LONGEST_TEXT if lines_allowed else LONGEST_NAME
+    if len(text) > longest:
+        raise WordmillError(f"{where}: {len(text):,} characters are more than {longest:,}; use a shorter one")
+    for character in text:
+        kind = unicodedata.category(character)
+        if character == "\0" or kind == "Cs" or (kind in ("Cc", "Zl", "Zp") and not lines_allowed):
+            raise WordmillError(f"{where}: {SHOWN.repr(text)} holds the character {character!a}; leave it out")
+
+
+def shortened(problem: object) -> str:
+    """A message that a value makes long, without its middle."""
+    text = " ".join(str(problem).split())
+    return text if len(text) <= 2 * HALF_LINE else f"{text[:HALF_LINE]} … {text[-HALF_LINE:]}"
+
+
+def _short(key: Any) -> str:
+    return SHOWN.repr(key) if len(str(key)) > SHOWN.maxstring or not str(key).isprintable() else str(key)
 
 
 def _kind(content: Any) -> str:

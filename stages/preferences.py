@@ -14,7 +14,7 @@ from llm.errors import WordmillError
 from llm.judged import judged_pairs
 from llm.model import folder
 from llm.preference_account import Account
-from llm.preferences import Pair, PreferencesConfig, counted, pairs, select, write_pairs
+from llm.preferences import Pair, PreferencesConfig, counted, pairs, resolved, select, write_pairs
 from llm.tokenizer.tokenizer import Tokenizer
 from stages.metrics import write_json
 from stages.stage import Stage, main
@@ -32,12 +32,13 @@ class Params:
 
 def run(params: Params, stage: Stage) -> None:
     account = Account()
-    if params.preferences.source == "judged":
-        made = counted(own_pairs(params), account)
+    config = resolved(params.preferences, manifest(CORPUS)["source"])
+    if config.source == "judged":
+        made = counted(own_pairs(config, params.compute), account)
     else:
         texts = documents(CORPUS / "train"), documents(CORPUS / "test")
-        made = pairs(params.preferences, *texts, account, stage.scratch)
-    write_pairs(select(made, params.preferences, account), OUT)
+        made = pairs(config, *texts, account, stage.scratch)
+    write_pairs(select(made, config, account), OUT)
     details = Path("reports/preferences/counts.json")
     write_json(account.figures(), details)
     stage.artifact(details)
@@ -48,14 +49,14 @@ def run(params: Params, stage: Stage) -> None:
     print("\n".join(account.lines()), flush=True)
 
 
-def own_pairs(params: Params) -> list[Pair]:
+def own_pairs(config: PreferencesConfig, compute: ComputeConfig) -> list[Pair]:
     if manifest(CORPUS)["source"] != "stories":
         raise WordmillError(
-            "params.yaml: preferences.source: judged needs the embedded stories and their judge; use corpus or files"
+            "params.yaml: preferences.source: judged needs the embedded stories and their judge; "
+            "use auto, corpus or files"
         )
-    texts = sample(CORPUS / "train", params.preferences.openings)
-    compute = Compute(params.compute)
-    return judged_pairs(folder.load(BASE), Tokenizer.load(BASE), texts, params.preferences, compute)
+    texts = sample(CORPUS / "train", config.openings)
+    return judged_pairs(folder.load(BASE), Tokenizer.load(BASE), texts, config, Compute(compute))
 
 
 if __name__ == "__main__":

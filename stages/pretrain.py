@@ -23,7 +23,7 @@ from llm.model import folder
 from llm.model.attention import check_attention
 from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
-from llm.model.exact import same_formula
+from llm.model.hf_configs import read_config
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel, check
 from llm.pretrain import PretrainConfig, last_before_decay, pretrain
@@ -34,6 +34,7 @@ from stages.device import TAKEN, gpu_of, hold
 from stages.params import build
 from stages.records import Teller, summary, write_curve
 from stages.stage import Stage, main
+from stages.start import check_shape
 from stages.torchrun import Process, launched, nodes
 
 OUT = Path("models/base")
@@ -178,18 +179,7 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
     place = Path(params.pretrain.start_from)
     check_vocabulary(place, tokenizer)
     given = folder.load(place, vocab_size=tokenizer.vocab_size)
-    # A run's own matter: how attention is computed, dropout, and the context where no weight depends on it.
-    free = {"dropout"} | ({"attention"} if same_formula(params.model.attention) else set())
-    free |= {"block_size"} if params.model.position != "learned" else set()
-    free |= {"rope_theta"} if params.model.position != "rope" else set()
-    wanted = {name: value for name, value in vars(params.model).items() if name not in free}
-    other = [
-        f"model.{name}={getattr(given.config, name)}" for name in wanted if getattr(given.config, name) != wanted[name]
-    ]
-    if other:
-        raise WordmillError(
-            f"pretrain.start_from: {place} is of another shape than the section model; set {' '.join(other)}"
-        )
+    check_shape(place, given.config, params.model)
     model.load_state_dict(given.state_dict())
     print(f"begins with the weights of {place}", flush=True)
     return model
@@ -197,7 +187,7 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
 
 def check_vocabulary(place: Path, tokenizer: Tokenizer) -> None:
     """See that the model in `place` has the tokenizer's vocabulary, or is padded beyond it. Raises WordmillError."""
-    rows = folder.read_config(place).get("vocab_size")
+    rows = read_config(place).get("vocab_size")
     if rows == tokenizer.vocab_size:
         return
     advice = "take the model's own, with tokenizer.kind: file and tokenizer.path"

@@ -2,9 +2,12 @@
 
 import csv
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
+
+from tqdm import tqdm
 
 from llm.progress import Progress, progress, say
 from llm.training_state import Record
@@ -26,6 +29,7 @@ class Teller:
         self.stage = stage
         self.steps = steps
         self.bar: Progress[None] | None = None
+        self._began: tuple[int, float] | None = None  # step and time of the first record of this process
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty() and sys.stderr.isatty():
@@ -41,9 +45,10 @@ class Teller:
         figures = record.values | record.machine
         if figures:
             self.stage.metrics(figures, step=record.step)
-        head = f"step {record.step}/{self.steps}  "
+        head = f"step {record.step:,} of {self.steps:,}: "
         if figures and (self.bar is None or "loss" not in figures):
-            self._say(head + "  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            parts = [*described(figures), *self._time_left(record)]
+            self._say(head + ", ".join(parts))
         if record.text:
             self.stage.text(f"samples/step-{record.step:08d}.txt", record.text)
             self._say(f"{head}sample:\n{record.text}\n")
@@ -55,11 +60,47 @@ class Teller:
             else:
                 self.bar.update(record.step - self.bar.done)
 
+    def _time_left(self, record: Record) -> list[str]:
+        """By the mean speed since this process began; nothing before that is known, and at the end."""
+        now = time.monotonic()
+        if self._began is None or record.resumed:
+            self._began = (record.step, now)
+        step, began = self._began
+        if not step < record.step < self.steps:
+            return []
+        seconds = (now - began) / (record.step - step) * (self.steps - record.step)
+        return [f"{tqdm.format_interval(seconds)} left"]
+
     def _say(self, line: str) -> None:
         if self.bar is None:
             print(line, flush=True)
         else:
             say(line)
+
+
+# For people, in this order: what a figure is called, and its unit. All figures go to MLflow and to curve.csv.
+READABLE = {
+    "loss": ("loss", "{:.3f} nats"),
+    "accuracy": ("chosen answer preferred", "{:.0%}"),
+    "margin": ("margin", "{:.3f}"),
+    "val_loss": ("validation loss", "{:.3f} nats"),
+    "val_bits_per_byte": ("validation", "{:.4f} bits per byte"),
+    "held_out_loss": ("held-out loss", "{:.3f}"),
+    "held_out_accuracy": ("held-out pairs preferred", "{:.0%}"),
+    "held_out_margin": ("held-out margin", "{:.3f}"),
+    "lr": ("learning rate", "{:.2g}"),
+    "grad_norm": ("gradient norm", "{:.2g}"),
+    "skipped": ("skipped steps", "{:.0f}"),
+    "tokens_per_second": ("", "{:,.0f} tokens/s"),
+    "pairs_per_second": ("", "{:,.1f} pairs/s"),
+    "fraction_of_peak": ("", "{:.0%} of the machine's peak"),
+}
+
+
+def described(figures: Mapping[str, float]) -> list[str]:
+    """The figures that tell a person how a training goes, with names and units; all of them where none is known."""
+    known = [f"{name} {form.format(figures[key])}".strip() for key, (name, form) in READABLE.items() if key in figures]
+    return known or [f"{name.replace('_', ' ')} {value:.4g}" for name, value in figures.items()]
 
 
 def _note(figures: Mapping[str, float]) -> str:

@@ -51,7 +51,14 @@ def run(params: Params, stage: Stage) -> None:
     page = Path("reports/samples.md")
     page.write_text(markdown(samples, settings), encoding="utf-8")
     stage.artifact(page)
-    print(page.read_text(encoding="utf-8"))
+    print(f"{page}: {len(samples)} prompts, continued by both models; the first by the tuned one:", flush=True)
+    print(excerpt(samples[0]["prompt"] + samples[0]["dpo"]), flush=True)
+
+
+def excerpt(text: str, characters: int = 300) -> str:
+    """The beginning of a text on one line, without what a terminal would obey."""
+    line = "".join(character if character.isprintable() else " " for character in " ".join(text.split()))
+    return line if len(line) <= characters else f"{line[:characters]}…"
 
 
 def check_fit(prompts: list[list[int]], own: bool, block_size: int) -> None:

@@ -5,23 +5,23 @@ use`, the Prefect flow).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from llm.compute import ComputeConfig
+from llm.compute_config import ComputeConfig
 from llm.corpus.config import CorpusConfig
-from llm.dpo import DPOConfig
+from llm.dpo_config import DPOConfig
 from llm.errors import ConfigError, WordmillError
-from llm.evaluate import EvaluateConfig
+from llm.evaluate_config import EvaluateConfig
 from llm.export.config import ExportConfig
-from llm.export.formats import check_formats
+from llm.export.fits import check_formats
 from llm.model.config import ModelConfig
-from llm.preferences import PreferencesConfig
-from llm.pretrain import PretrainConfig
+from llm.preferences import PreferencesConfig, resolved
+from llm.pretrain_config import PretrainConfig
 from llm.samples import SamplesConfig
 from llm.shards import ShardsConfig
 from llm.tokenizer.config import TokenizerConfig
-from stages.params import build, check_sections
+from stages.params import build, check_sections, shortened
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ def check(content: Mapping[str, Any], source: str = "params.yaml") -> Schema:
     """The whole document, typed. Raises WordmillError with the path of the first mistake."""
     check_sections(content, source)
     schema = build(Schema, content, source)
+    try:
+        schema = replace(schema, preferences=resolved(schema.preferences, schema.corpus.source))
+    except ConfigError as error:
+        raise WordmillError(f"{source}: preferences.{shortened(error)}") from None
     if schema.samples.max_new_tokens >= schema.model.block_size:
         raise WordmillError(
             f"{source}: samples.max_new_tokens: {schema.samples.max_new_tokens} leaves no room for a prompt in "
@@ -53,10 +57,10 @@ def check(content: Mapping[str, Any], source: str = "params.yaml") -> Schema:
             f"{source}: evaluate.stride: {schema.evaluate.stride} is longer than model.block_size, "
             f"{schema.model.block_size}; lower it"
         )
-    if schema.preferences.source == "stories" and schema.corpus.source != "stories":
+    if schema.preferences.source in ("judged", "stories") and schema.corpus.source != "stories":
         raise WordmillError(
-            f"{source}: preferences.source: stories are preferences between embedded stories, but corpus.source is "
-            f"{schema.corpus.source}; use corpus or files"
+            f"{source}: preferences.source: {schema.preferences.source} needs the embedded stories, but corpus.source "
+            f"is {schema.corpus.source}; use auto, corpus or files"
         )
     try:
         check_formats(schema.export.formats, schema.model, schema.tokenizer.kind)

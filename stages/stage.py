@@ -2,7 +2,8 @@
 
 `main` is a stage script's entry point. Around `run(params, stage)` it
 
-- reads the declared sections of params.yaml and turns a WordmillError into one line and exit status 2, and so a full
+- reads the declared sections of params.yaml, checks what all stages that follow would refuse (`stages.preflight`), and
+  turns a WordmillError into one line and exit status 2, and so a full
   or read-only disk;
 - asks the kernel to end the process when its parent dies: DVC forwards no signal, and an orphaned training would go
   on beside the next one;
@@ -19,6 +20,7 @@
 """
 
 import errno
+import importlib
 import os
 import re
 import signal
@@ -27,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from filelock import FileLock, Timeout
 
@@ -90,6 +92,9 @@ def main(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> No
 def _run(name: str, params_type: type[P], run: Callable[[P, Stage], None]) -> None:
     content = params_file.document()
     params = params_file.build(params_type, content, params_file.PARAMS.name)
+    params_file.say_absent({name: content[name] for name in get_type_hints(params_type)})
+    # By its name, since none of it goes into what a stage makes: DVC need not watch it.
+    importlib.import_module("stages.preflight").check_from(name)
     if RUNS.exists() and not RUNS.is_dir():
         raise WordmillError(f"{RUNS}: not a folder, and stages keep their state there; move it away")
     RUNS.mkdir(exist_ok=True)

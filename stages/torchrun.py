@@ -30,6 +30,7 @@ from llm.devices import choose
 from llm.errors import WordmillError
 from llm.training_state import Record
 from stages.device import TAKEN, hold
+from stages.machines import nodes as nodes
 from stages.processes import die_with_parent
 from stages.stage import RUNS, disk_problem
 
@@ -37,18 +38,6 @@ POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0  # that torchrun has to stop its processes before it is killed
 LAST_LINES = 30  # of torchrun's log, shown when it failed by no known cause
 LAUNCHER = "WORDMILL_LAUNCHER"  # process id of the one that a process must not outlive
-
-
-def nodes(processes: int) -> int:
-    """How many machines share `processes`. Raises WordmillError."""
-    told = os.environ.get("WORDMILL_NODES", "1")
-    if not told.isdecimal() or not int(told) or processes % int(told):
-        raise WordmillError(
-            f"WORDMILL_NODES: {told} machines cannot share pretrain.processes {processes} evenly; use a divisor of it"
-        )
-    if int(told) > 1 and "WORDMILL_RENDEZVOUS" not in os.environ:
-        raise WordmillError("WORDMILL_RENDEZVOUS: not set; name the machine of the stage and a free port, HOST:PORT")
-    return int(told)
 
 
 def launched(

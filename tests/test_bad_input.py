@@ -121,7 +121,7 @@ def test_wordmill_check_says_it_before_anything_runs(project: Project) -> None:
 
 def test_missing_file(project: Project) -> None:
     project.put(corpus__source="files", preferences__source="corpus", corpus__paths=["nothing.txt"])
-    assert project.refused("stages.download") == "download: nothing.txt: no such file"
+    assert project.refused("stages.download") == "download: corpus.paths: nothing.txt: no such file"
 
 
 def test_empty_corpus(project: Project) -> None:

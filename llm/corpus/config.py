@@ -7,9 +7,12 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from llm.errors import ConfigError
+from llm.limits import SEED, check_limits
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet")  # what a file may hold
 PACKINGS = (".gz", ".zst")  # what may be around it
+MOST_STORIES = 1_000_000_000
+LIMITS = {"documents": (0, 1_000_000_000_000), "seed": SEED}
 UNVERIFIED = "unverified"  # in the place of a SHA-256: what comes is taken as it is, and its digest is recorded
 
 
@@ -38,6 +41,7 @@ class CorpusConfig:
         for name in ("documents", "max_bytes", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
+        check_limits(self, LIMITS)
         for name in ("val_share", "test_share"):
             if not 0 < getattr(self, name) <= 0.4:
                 raise ConfigError(name, f"{getattr(self, name)} is outside (0, 0.4]; 0.05 is usual")
@@ -50,6 +54,8 @@ class CorpusConfig:
             )
         if self.source == "stories" and not self.documents:
             raise ConfigError("documents", "0 stories; the generator has no end, so give a number, such as 30000")
+        if self.source == "stories" and self.documents > MOST_STORIES:
+            raise ConfigError("documents", f"{self.documents} is more than {MOST_STORIES:,}, the most for stories")
         if self.source == "files" and not self.paths:
             raise ConfigError("paths", "empty; name the files of the corpus, such as [data/raw/*.txt]")
         if self.source == "url":

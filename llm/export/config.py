@@ -1,5 +1,6 @@
 """Which forms a model is exported in."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -31,7 +32,8 @@ class ExportConfig:
         for name in ("licence", "base_model"):
             if not getattr(self, name).isprintable():
                 raise ConfigError(name, "holds a line end or a control character; give a name")
-        if set(self.registered_model) & set("/:"):
+        if not re.fullmatch(r"[\w.+@()-][\w .+@()-]{0,199}(?<! )", self.registered_model):
             raise ConfigError(
-                "registered_model", f"{self.registered_model!r} has a slash or colon, which MLflow refuses"
+                "registered_model",
+                f"{self.registered_model!r} is no name for MLflow's registry; use letters, digits and . _ - + @ ( )",
             )

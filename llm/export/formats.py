@@ -1,20 +1,20 @@
 """The forms by name: for each where it lies, how it is written, and how its weights are read back.
 
-Adding a form is a line here and its name in `llm.export.config.Format`.
+Adding a form is a line here, one in `llm.export.fits` and its name in `llm.export.config.Format`.
 """
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm.errors import ConfigError, WordmillError
+from llm.errors import WordmillError
 from llm.export import gguf, int8
 from llm.export.config import Format
+from llm.export.fits import check_formats as check_formats
 from llm.export.tokenizer_files import write_tokenizer_files
 from llm.model import folder
-from llm.model.config import ModelConfig
-from llm.model.layouts import layout_for, layout_of
+from llm.model.layouts import layout_for
 from llm.model.transformer import Transformer
 from llm.model.weight_files import WEIGHTS, write_sums
 from llm.tokenizer.tokenizer import Tokenizer, files
@@ -40,8 +40,6 @@ class Form:
     path: Callable[[str], str]  # from the model's name, below the folder of exports
     write: Callable[[Source, Path], None]
     read_weights: Callable[[Path, Transformer], None]  # into a model of the same shape
-    # Of a model and its kind of tokenizer, if that is known yet; raises ConfigError if they have no such form.
-    check: Callable[[ModelConfig, str], None]
 
 
 def _copy_folder(source: Source, target: Path) -> None:
@@ -65,55 +63,20 @@ def _read_folder(path: Path, model: Transformer) -> None:
     model.load_state_dict(folder.load(path).state_dict())
 
 
-def _in_transformers(config: ModelConfig, tokenizer: str) -> None:
-    if layout_of(config) == "wordmill":
-        raise ConfigError("formats", f"huggingface: `transformers` has no class for {parts(config)}; leave it out")
-
-
-def _in_llama_cpp(config: ModelConfig, tokenizer: str) -> None:
-    if gguf.architecture(config) is None:
-        raise ConfigError(
-            "formats",
-            f"gguf: llama.cpp has no architecture for {parts(config)}, only Llama's parts, Qwen3's, and GPT-2's with "
-            "gelu; leave the gguf formats out",
-        )
-    if tokenizer in ("sentencepiece", "bytes"):
-        raise ConfigError(
-            "formats",
-            f"gguf: of tokenizers only byte-level BPE is exported, not {tokenizer}; leave the gguf formats out",
-        )
-
-
-def _always(config: ModelConfig, tokenizer: str) -> None:
-    pass
-
-
-def parts(config: ModelConfig) -> str:
-    """The names of a model's parts, for error messages."""
-    switches = [name for name in ("qk_norm", "bias") if getattr(config, name)]
-    return ", ".join([config.position, config.norm, config.feed_forward, *switches])
-
-
 def _gguf(precision: gguf.Precision) -> Form:
     def write(source: Source, path: Path) -> None:
         gguf.write(source.model, source.tokenizer, path, precision, source.name)
 
-    return Form(lambda name: f"gguf/{name}-{precision}.gguf", write, gguf.read_weights, _in_llama_cpp)
+    return Form(lambda name: f"gguf/{name}-{precision}.gguf", write, gguf.read_weights)
 
 
 FORMS: dict[Format, Form] = {
-    "huggingface": Form(lambda name: "huggingface", _copy_folder, _read_folder, _in_transformers),
+    "huggingface": Form(lambda name: "huggingface", _copy_folder, _read_folder),
     "gguf-f32": _gguf("f32"),
     "gguf-f16": _gguf("f16"),
     "gguf-q8_0": _gguf("q8_0"),
-    "int8": Form(lambda name: "int8", _write_int8, int8.read_weights, _always),
+    "int8": Form(lambda name: "int8", _write_int8, int8.read_weights),
 }
-
-
-def check_formats(formats: Iterable[Format], config: ModelConfig, tokenizer: str) -> None:
-    """Raises ConfigError for the first form that such a model, with such a kind of tokenizer, cannot take."""
-    for name in formats:
-        FORMS[name].check(config, tokenizer)
 
 
 def size(path: Path) -> int:

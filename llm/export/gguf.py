@@ -23,9 +23,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, TokenType
 
 from llm.errors import WordmillError
-from llm.model.config import ModelConfig
+from llm.export.fits import gguf_architecture as architecture
 from llm.model.exact import unknown_part
-from llm.model.layouts import LAYOUTS, layout_of
+from llm.model.layouts import LAYOUTS
 from llm.model.transformer import Transformer
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.patterns import CL100K, GPT2, O200K, byte_characters
@@ -72,12 +72,6 @@ NAMES = {
 }
 NAMES["qwen3"] = NAMES["llama"]
 Rows = Callable[[np.ndarray], np.ndarray]
-
-
-def architecture(config: ModelConfig) -> str | None:
-    """llama.cpp's name for such a model; None where it has none."""
-    name = layout_of(config)
-    return name if name in NAMES and (name != "gpt2" or config.feed_forward == "gelu") else None
 
 
 def write(model: Transformer, tokenizer: Tokenizer, path: Path, precision: Precision, name: str) -> None:

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm.errors import WordmillError
-from llm.model.folder import read_config
+from llm.model.hf_configs import REMEDY, read_config
 from llm.model.layouts import LAYOUTS, READ_AS
 from llm.model.transformer import Transformer
-from llm.model.weight_files import FLOATS, REMEDY, WEIGHTS, tensors_of, verify_sums, write_sums
+from llm.model.weight_files import FLOATS, WEIGHTS, tensors_of, verify_sums, write_sums
 from llm.tokenizer.tokenizer import files
 
 METHOD = "wordmill-int8"

@@ -4,8 +4,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llm.errors import ConfigError
+from llm.limits import check_limits, divisors, nearest
 
+WIDEST_FLASH_HEAD = 128  # wider ones need smaller tiles than `llm.model.flash` has
 AttentionKind = Literal["reference", "fused", "flash", "flex"]
+# Far above every model that was ever trained; they stop a slip of the finger before it fills the memory.
+LIMITS = {
+    "n_layer": (1, 10_000),
+    "n_head": (1, 65_536),
+    "n_kv_head": (1, 65_536),
+    "d_model": (1, 1_048_576),
+    "d_ff": (1, 8_388_608),
+    "block_size": (1, 16_777_216),
+    "rope_theta": (1e-3, 1e15),
+    "norm_eps": (1e-30, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -33,18 +46,18 @@ class ModelConfig:
         for name in ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "block_size", "rope_theta", "norm_eps"):
             if getattr(self, name) <= 0:
                 raise ConfigError(name, f"{getattr(self, name)} is not positive")
+        check_limits(self, LIMITS)
         if not 0 <= self.dropout < 1:
             raise ConfigError("dropout", f"{self.dropout} is not in [0, 1); 0 is none, 0.1 is usual")
         pairs = self.position == "rope"  # a head's width must be even
         if self.d_model % self.n_head:
-            fitting = [n for n in range(1, self.d_model + 1) if self.d_model % ((1 + pairs) * n) == 0]
-            near = [n for n in fitting if n < self.n_head][-1:] + [n for n in fitting if n > self.n_head][:1]
+            near = nearest(self.n_head, (n for n in divisors(self.d_model) if self.d_model // n % (1 + pairs) == 0))
             advice = " or ".join(map(str, near)) if near else "an even d_model"
             raise ConfigError("n_head", f"{self.n_head} does not divide d_model {self.d_model}; use {advice}")
         if self.n_head % self.n_kv_head:
-            fitting = [n for n in range(1, self.n_head + 1) if self.n_head % n == 0]
             raise ConfigError(
-                "n_kv_head", f"{self.n_kv_head} does not divide n_head {self.n_head}; use one of {fitting}"
+                "n_kv_head",
+                f"{self.n_kv_head} does not divide n_head {self.n_head}; use one of {divisors(self.n_head)}",
             )
         if pairs and self.d_head % 2:
             raise ConfigError("d_model", f"a head of d_model / n_head = {self.d_head} is odd; RoPE turns pairs")

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from llm.errors import WordmillError
+from llm.model.config import WIDEST_FLASH_HEAD
 
-WIDEST_HEAD = 128  # wider ones need smaller tiles than there are in the tables below
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -145,9 +145,9 @@ _forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _require_width(d_head: int) -> None:
-    if d_head > WIDEST_HEAD:
+    if d_head > WIDEST_FLASH_HEAD:
         raise WordmillError(
-            f"model.attention: flash takes heads up to {WIDEST_HEAD} wide, not {d_head}; use more heads or fused"
+            f"model.attention: flash takes heads up to {WIDEST_FLASH_HEAD} wide, not {d_head}; use more heads or fused"
         )
 
 

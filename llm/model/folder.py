@@ -13,20 +13,18 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from llm.errors import ConfigError, WordmillError
+from llm.errors import WordmillError
 from llm.model.config import AttentionKind, ModelConfig
 from llm.model.exact import unknown_part
-from llm.model.hf_configs import model_config
+from llm.model.hf_configs import REMEDY, described
 from llm.model.layouts import ABSENT, LAYOUTS, READ_AS, Layout, layout_for
 from llm.model.transformer import Transformer
-from llm.model.weight_files import FLOATS, REMEDY, WEIGHTS, Stored, stored_tensors, verify_sums
-from llm.strict_json import first_problem, quoted, read_json
+from llm.model.weight_files import FLOATS, WEIGHTS, Stored, stored_tensors, verify_sums
+from llm.strict_json import quoted
 from llm.tokenizer.tokenizer import files
 
 
@@ -60,8 +58,8 @@ def load(folder: Path, attention: AttentionKind = "fused", vocab_size: int | Non
     Names and shapes are compared with what config.json says before any memory is taken for weights. Raises
     WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
     """
-    settings = read_config(folder)
-    layout, config, rows = _shape(folder, settings, attention)
+    settings, config, rows = described(folder, attention)
+    layout = LAYOUTS[READ_AS[settings["model_type"]]]
     tensors = stored_tensors(folder)
     absent = _check_names(folder, tensors, layout, config, rows, settings["model_type"])
     if vocab_size is not None and rows < vocab_size:
@@ -90,33 +88,6 @@ def fingerprint(model: Transformer) -> str:
     for name, weight in sorted(LAYOUTS[layout_for(model)].views(model).items()):
         whole.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The settings of config.json, of a model_type that is known. Raises WordmillError."""
-    try:
-        settings = read_json(folder / "config.json", f"; {REMEDY}")
-    except FileNotFoundError:
-        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
-    kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if not isinstance(kind, str) or kind not in READ_AS:
-        raise WordmillError(
-            f"{folder}/config.json: model_type: {quoted(kind)} is not supported; known are {', '.join(READ_AS)}"
-        )
-    found: dict[str, Any] = settings
-    return found
-
-
-def _shape(folder: Path, settings: dict[str, Any], attention: AttentionKind) -> tuple[Layout, ModelConfig, int]:
-    """Layout, configuration and size of the vocabulary. Raises WordmillError."""
-    name = READ_AS[settings["model_type"]]
-    try:
-        config = model_config(settings, attention)
-    except ValidationError as error:
-        raise WordmillError(f"{folder}/config.json: {first_problem(error)}") from None
-    except ConfigError as error:
-        raise WordmillError(f"{folder}/config.json: {error}") from None
-    return LAYOUTS[name], config, settings["vocab_size"]
 
 
 def _check_names(

@@ -15,17 +15,19 @@ read. Sizes have limits, so that no file makes a reader build a model that no ma
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from llm.errors import ConfigError
-from llm.model.attention import ATTENTIONS
+from llm.errors import ConfigError, WordmillError
 from llm.model.config import AttentionKind, ModelConfig
-from llm.strict_json import quoted
+from llm.strict_json import first_problem, quoted, read_json
 
 Settings = dict[str, Any]  # of config.json
 NOT_OF_THE_MODEL = ("attention", "dropout")  # how it is computed and trained, not what it is
+REMEDY = "`dvc checkout` brings back what DVC made; fetch a folder from elsewhere again"
+READ = ("llama", "qwen3", "gpt2", "wordmill", "mistral", "qwen2")  # model types
 ROTATIONS = 1 << 25  # context times width of a head: RoPE's tables are made before training
 
 
@@ -207,6 +209,35 @@ _FIELDS: dict[str, Any] = {
 Own = create_model("Own", __base__=Schema, **_FIELDS)
 
 
+def described(folder: Path, attention: AttentionKind) -> tuple[Settings, ModelConfig, int]:
+    """What config.json of a model folder says: itself, the model's configuration, and its rows for tokens.
+
+    Raises WordmillError.
+    """
+    settings = read_config(folder)
+    try:
+        return settings, model_config(settings, attention), settings["vocab_size"]
+    except ValidationError as error:
+        raise WordmillError(f"{folder}/config.json: {first_problem(error)}") from None
+    except ConfigError as error:
+        raise WordmillError(f"{folder}/config.json: {error}") from None
+
+
+def read_config(folder: Path) -> Settings:
+    """The settings of config.json, of a model_type that is known. Raises WordmillError."""
+    try:
+        settings = read_json(folder / "config.json", f"; {REMEDY}")
+    except FileNotFoundError:
+        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in READ:
+        raise WordmillError(
+            f"{folder}/config.json: model_type: {quoted(kind)} is not supported; known are {', '.join(READ)}"
+        )
+    found: Settings = settings
+    return found
+
+
 def model_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     """The configuration that settings of a known `model_type` describe. Raises ConfigError and ValidationError."""
     kind = settings["model_type"]
@@ -216,6 +247,8 @@ def model_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
         return GPT2.model_validate(present).to_model(attention)
     if kind != "wordmill":
         return Llama.model_validate(present).to_model(attention)
+    from llm.model.attention import ATTENTIONS  # only here: torch takes seconds to import
+
     own = Own.model_validate(present).model_dump(include=set(_HINTS))
     if own["position"] == "rope" and own["block_size"] * own["d_model"] // own["n_head"] > ROTATIONS:
         raise ConfigError("block_size", f"{own['block_size']} is too long for a table of rotations; lower it")

@@ -14,21 +14,24 @@ A layout names the weights, as views into ours (fused matrices in their parts), 
 It also writes the configuration. `llm.model.hf_configs` reads it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, get_args
 
-from torch import Tensor
-
-from llm.model.config import ModelConfig
-from llm.model.exact import same_formula, unknown_part
+from llm.model.config import AttentionKind, ModelConfig
 from llm.model.hf_configs import GPT2_ACTIVATIONS, NOT_OF_THE_MODEL, Settings
-from llm.model.transformer import Transformer
+
+if TYPE_CHECKING:  # a check of params.yaml asks for a layout's name, without the seconds that torch takes to import
+    from torch import Tensor
+
+    from llm.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class Layout:
     fits: Callable[[ModelConfig], bool]
-    views: Callable[[Transformer], dict[str, Tensor]]  # names to views into the model's weights
+    views: "Callable[[Transformer], dict[str, Tensor]]"  # names to views into the model's weights
     settings: Callable[[ModelConfig], Settings]
     prefix: str = ""  # what a name may lack in a folder that was saved without the head
     ignored: tuple[str, ...] = ()  # ends of names of tensors that hold no weights
@@ -41,12 +44,23 @@ def layout_of(config: ModelConfig) -> str:
     return next(name for name, layout in LAYOUTS.items() if layout.fits(config))
 
 
-def layout_for(model: Transformer) -> str:
+def layout_for(model: "Transformer") -> str:
     """The name of the first layout that can express `model`."""
+    from llm.model.exact import unknown_part
+
     return layout_of(model.config) if unknown_part(model) is None else "wordmill"
 
 
-def _own_views(model: Transformer) -> dict[str, Tensor]:
+def same_formula(attention: str) -> bool:
+    """As `llm.model.exact` says it. Where nothing has imported the table of attentions, nobody has changed it."""
+    if "llm.model.attention" not in sys.modules:
+        return attention in get_args(AttentionKind)
+    from llm.model import exact
+
+    return exact.same_formula(attention)
+
+
+def _own_views(model: "Transformer") -> "dict[str, Tensor]":
     return {name: weight.data for name, weight in model.named_parameters()}
 
 
@@ -55,7 +69,7 @@ def _own_settings(config: ModelConfig) -> Settings:
     return {key: value for key, value in asdict(config).items() if key not in left_out}
 
 
-def _llama_views(model: Transformer) -> dict[str, Tensor]:
+def _llama_views(model: "Transformer") -> "dict[str, Tensor]":
     ours = _own_views(model)
     views = {"model.embed_tokens.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
     if not model.config.tie_head:
@@ -113,10 +127,10 @@ def _fits_gpt2(config: ModelConfig) -> bool:
     )
 
 
-def _gpt2_views(model: Transformer) -> dict[str, Tensor]:
+def _gpt2_views(model: "Transformer") -> "dict[str, Tensor]":
+
     ours = _own_views(model)
-    positions = model.position.weight
-    assert isinstance(positions, Tensor)  # a parameter or a buffer
+    positions: Any = model.position.weight  # a parameter or a buffer
     views = {"transformer.wte.weight": ours["embedding.weight"], "transformer.wpe.weight": positions.data}
     if not model.config.tie_head:
         views["lm_head.weight"] = ours["head.weight"]

@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm.errors import WordmillError
+from llm.model.hf_configs import REMEDY
 from llm.strict_json import check_json, quoted, read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 SUMS = "SHA256SUMS"
 FLOATS = ("F64", "F32", "F16", "BF16")
-REMEDY = "`dvc checkout` brings back what DVC made; fetch a folder from elsewhere again"
 
 
 class Index(BaseModel):

@@ -7,10 +7,13 @@ from typing import Any, Literal
 import regex
 
 from llm.errors import ConfigError
+from llm.limits import check_limits
 from llm.tokenizer.patterns import CL100K, GPT2, O200K, byte_characters
 from llm.tokenizer.tokenizer import END_OF_TEXT
 
 PATTERNS = {"gpt2": GPT2, "cl100k": CL100K, "o200k": O200K}
+LIMITS = {"vocab_size": (1, 16_777_216)}
+LONGEST_PATTERN = 10_000  # characters
 ENCODINGS = ("gpt2", "r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 RESERVED = "<|reserved_{}|>"  # special tokens that no text becomes: a vocabulary of a given size on a smaller text
 # What follows the colon in `compare`, by kind.
@@ -34,6 +37,7 @@ class TokenizerConfig:
     compare: tuple[str, ...] = ()  # kinds to set beside it, as kind or kind:variant (tiktoken:gpt2)
 
     def __post_init__(self) -> None:
+        check_limits(self, LIMITS)
         if END_OF_TEXT not in self.special_tokens:
             raise ConfigError("special_tokens", f"lacks {END_OF_TEXT}, which stands between documents; add it")
         if len(set(self.special_tokens)) < len(self.special_tokens):
@@ -75,9 +79,11 @@ class TokenizerConfig:
             close = difflib.get_close_matches(self.pattern, PATTERNS, n=1, cutoff=0.3)
             guess = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(PATTERNS)}"
             raise ConfigError("pattern", f"{self.pattern!r} is neither a known name nor an expression; {guess}")
+        if len(self.pattern) > LONGEST_PATTERN:
+            raise ConfigError("pattern", f"{len(self.pattern):,} characters are more than {LONGEST_PATTERN:,}")
         try:
             regex.compile(self.pattern)
-        except regex.error as error:
+        except (regex.error, RecursionError, OverflowError, MemoryError, ValueError) as error:
             raise ConfigError("pattern", f"{self.pattern!r} is not a regular expression ({error})") from None
 
     @property

@@ -277,7 +277,11 @@ def test_a_schedule_a_loss_and_a_layout_are_taken_from_their_tables(monkeypatch:
     monkeypatch.setitem(dpo_losses.LOSSES, "zero", lambda ratios, *_: ratios[0] * 0)
     ratios, lengths = torch.ones(2, 3), torch.ones(2, 3)
     assert float(dpo_losses.preference_loss("zero", ratios, lengths, 0.1, 0.0)) == 0  # type: ignore[arg-type]
-    assert set(batches.LAYOUTS) == {"windows", "documents"}  # a third one has to say what `repeated_share` is of it
+    assert set(batches.LAYOUTS) == {
+        "windows",
+        "documents",
+        "documents_once",
+    }  # a new one has to say what `repeated_share` is of it
 
 
 def test_the_cache_itself_refuses_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:

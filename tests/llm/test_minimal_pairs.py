@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm.compute import Compute
 from llm.errors import WordmillError
+from llm.minimal_pair_files import KEYS
 from llm.minimal_pairs import (
-    KEYS,
     MinimalPair,
     pair_margins,
     paradigm_accuracies,

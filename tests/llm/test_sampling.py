@@ -1,5 +1,7 @@
 """Penalties and filters against `transformers`' processors, draws against their frequencies."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -87,6 +89,10 @@ def test_frequencies_after_filters(sampling: Sampling) -> None:
     assert ((counts[kept] - expected) ** 2 / expected).sum() < 24.3
 
 
+NAN, INFINITE = float("nan"), float("inf")
+FLOATS = [field.name for field in fields(Sampling) if field.type == "float" or field.type is float]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -97,11 +103,32 @@ def test_frequencies_after_filters(sampling: Sampling) -> None:
         {"min_p": -0.1},
         {"min_p": 1.1},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-300},
+        {"repetition_penalty": 1e300},
         {"presence_penalty": 2.1},
         {"frequency_penalty": -2.1},
+        *({name: number} for name in FLOATS for number in (NAN, INFINITE, -INFINITE)),
     ],
     ids=str,
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("number", [1e-300, 5e-324, 1e-38, 1e-7, 0.01, 1, 2, 100, 1e38, 1.7e308, -2, -1e-300, -0.0])
+def test_settings_in_range_draw_a_token_that_may_be_drawn(name: str, number: float) -> None:
+    """Whatever is taken gives a likely token, and not the last id or one that the model excludes."""
+    try:
+        sampling = Sampling(**{name: number})
+    except ConfigError:
+        return
+    logits = torch.tensor([[-50.0, 60.0, float("-inf"), 59.0, float("-inf")]])
+    history = History([[1, 3]], 5, torch.device("cpu"))
+    history.add(torch.tensor([1]))
+    penalised = history.penalised(logits, sampling)
+    assert not penalised.isnan().any()
+    for uniform in (0.0, 0.4, 1 - 1e-12):
+        drawn = draw(penalised, torch.tensor([uniform], dtype=torch.float64), sampling).item()
+        assert drawn in (0, 1, 3)

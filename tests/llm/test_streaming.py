@@ -1,11 +1,14 @@
 """Text a piece at a time: that of `llm.generate`, never half a character, cut where a stop string stands."""
 
+import codecs
 import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llm.compute import Compute
 from llm.decoder import TorchDecoder
@@ -13,7 +16,7 @@ from llm.generate import generate
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.sampling import Sampling
-from llm.streaming import Piece, Wanted, write
+from llm.streaming import Piece, Token, TokenText, Wanted, write
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.patterns import GPT2
 
@@ -109,3 +112,37 @@ def test_texts_of_a_batch_are_those_written_alone(model: Transformer, tokenizer:
         assert together[row] == "".join(piece.text for _, piece in alone)
     assert together[0] == free[0][: free[0].find(free[0][9:11])]
     assert together[1] or together[2]
+
+
+BYTES = st.lists(
+    st.sampled_from([*"abé€😀".encode(), 0xC3, 0xE2, 0x82, 0xF0, 0x9F, 0xFF, 0x80, *b"ab"]), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(BYTES, st.lists(st.sampled_from(["ab", "aé", "bab", "é€", "€", "aaa"]), max_size=2))
+def test_offsets_are_where_tokens_begin_in_the_whole_text(tokenizer: ByteBPE, ids: list[int], stops: list[str]) -> None:
+    """Also of text that is held back for a stop string or for the rest of a character."""
+    text = TokenText(tokenizer, Wanted(len(ids), Sampling(), stops, top_logprobs=0))
+    found: list[Token] = []
+    for number, token in enumerate(ids):
+        piece = text.add(token, torch.zeros(257), last=number == len(ids) - 1)
+        found += piece.tokens
+        if piece.finish:
+            break
+    for number, token_ in enumerate(found):
+        # The characters that are complete before it, and no more: what is after it may not be known yet.
+        before = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        complete = before.decode(bytes(ids[:number]))
+        open_bytes = before.getstate()[0]
+        goes_on = open_bytes and (open_bytes + bytes(ids[number : number + 1])).decode(errors="replace")[0] != "\ufffd"
+        together = (open_bytes + bytes(ids[number : number + 1])).decode(errors="replace")
+        broken = bool(open_bytes) and not goes_on and len(together) > 1
+        assert token_.offset == len(complete) + broken
+
+
+def test_offsets_of_text_that_is_held_back(tokenizer: ByteBPE) -> None:
+    text = TokenText(tokenizer, Wanted(9, Sampling(), ["abc"], top_logprobs=0))
+    pieces = [text.add(token, torch.zeros(257), last=False) for token in b"xabababd"]
+    assert "".join(piece.text for piece in pieces) == "xabababd"
+    assert [token.offset for piece in pieces for token in piece.tokens] == list(range(8))

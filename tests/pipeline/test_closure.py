@@ -20,7 +20,7 @@ STAGES = YAML(typ="safe", pure=True).load(TEXT)["stages"]
 def test_code_dependencies_are_what_the_script_imports(name: str) -> None:
     declared = closure.declared(STAGES, name)
     found = closure.closure(Path(f"stages/{name}.py"), REPO)
-    assert declared == found, "`python -m pipeline.closure --write` mends dvc.yaml"
+    assert declared == found, "`python -m pipeline.closure --write` updates dvc.yaml"
 
 
 @pytest.mark.parametrize("name", STAGES)

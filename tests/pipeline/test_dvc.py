@@ -4,8 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,6 +12,7 @@ import pytest
 from llm.errors import WordmillError
 from pipeline import dvc
 from pipeline.presets import changed
+from tests.waiting import wait_for
 
 
 def lines_of(stage: str, force: bool = False) -> tuple[dvc.Outcome, list[str]]:
@@ -74,13 +73,6 @@ def test_failure_carries_the_stages_own_line(checkout: Path) -> None:
     with pytest.raises(dvc.StageFailedError) as caught:
         lines_of("corpse")
     assert "corpse" in str(caught.value)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def toys(folder: Path) -> list[psutil.Process]:
@@ -168,7 +160,7 @@ def test_killing_who_started_a_stage_ends_all_its_processes(checkout: Path) -> N
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    wait_for(lambda: not toys(checkout), 5)
+    wait_for(lambda: not toys(checkout))
 
 
 def test_independent_stages_at_the_same_time(checkout: Path) -> None:

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from numba import njit
 
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
+from llm.streaming import Piece, write
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.patterns import GPT2
 from pipeline import cli
+from pipeline.warm_up import saying_so
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -39,10 +42,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def call(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def called(*arguments: str, standard_input: str = "", terminal: bool = False) -> tuple[int, str, str]:
+    def called(
+        *arguments: str, standard_input: str | bytes | None = "", terminal: bool = False
+    ) -> tuple[int, str, str]:
         given = ["wordmill", "generate", *arguments, "--precision", "fp32", "--threads", "1"]
         monkeypatch.setattr("sys.argv", given if "--model" in arguments else [*given, "--model", str(model)])
-        monkeypatch.setattr("sys.stdin", io.StringIO(standard_input))
+        content = standard_input.encode() if isinstance(standard_input, str) else standard_input or b""
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+        monkeypatch.setattr("sys.stdin.isatty", lambda: standard_input is None)
         monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -64,6 +71,62 @@ def test_arguments_files_and_standard_input_give_the_same_texts(call: Call, tmp_
     assert call("It was long ago", "--max-tokens", "20", terminal=True)[1] == alone  # streamed
     whole = call("--whole", "--max-tokens", "20", "--json", standard_input="Once\nIt was\n")[1]
     assert json.loads(whole)["prompt"] == "Once\nIt was"
+
+
+def test_lines_end_at_line_feeds_alone(call: Call, tmp_path: Path) -> None:
+    """And a byte order mark is no part of the first one. The same for files and for standard input."""
+    inside = ["one\u2028two", "a\u0085b\u2029c", "x\fy\vz", "p\x1cq\x1dr\x1es", "half\rway", "last"]
+    for mark in ("", "\ufeff"):
+        for end in ("\n", "\r\n"):
+            content = (mark + end.join(inside) + end).encode()
+            (tmp_path / "prompts.txt").write_bytes(content)
+            from_file = call("--file", str(tmp_path / "prompts.txt"), "--max-tokens", "1", "--json")[1]
+            assert [json.loads(line)["prompt"] for line in from_file.split("\n")[:-1]] == inside
+            assert call("--max-tokens", "1", "--json", standard_input=content)[1] == from_file
+            assert call("--file", "-", "--max-tokens", "1", "--json", standard_input=content)[1] == from_file
+            whole = call("--whole", "--max-tokens", "1", "--json", standard_input=content)[1]
+            assert json.loads(whole)["prompt"] == end.join(inside)
+
+
+def test_a_session_at_the_terminal(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line, its continuation, the next line; a mistake and Ctrl-C in a text do not end it, Ctrl-D does."""
+    typed = iter(["Once", "", "x" * 100, "stop", "It was", EOFError])
+
+    def line(prompt: str) -> str:
+        found = next(typed)
+        if found == "stop":
+            monkeypatch.setattr("pipeline.generate.write", interrupted)
+        elif found == "It was":
+            monkeypatch.setattr("pipeline.generate.write", write)
+        if not isinstance(found, str):
+            raise found
+        return found
+
+    def interrupted(*_: Any) -> Any:
+        yield 0, Piece("and")
+        raise KeyboardInterrupt
+
+    alone = [call(prompt, "--max-tokens", "9", terminal=True)[1] for prompt in ("Once", "It was")]
+    monkeypatch.setattr("builtins.input", line)
+    status, out, err = call("--max-tokens", "9", standard_input=None, terminal=True)
+    assert (status, out) == (0, f"{alone[0]}stopand\n{alone[1]}\n")
+    assert err.splitlines() == [
+        "Type the beginning of a text and press Enter. Ctrl-D ends the session.",
+        "wordmill: prompt 1 has 101 tokens; the context holds 1 to 63",
+    ]
+
+
+def test_it_says_that_it_compiles(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """numba's own event is what tells; so nothing is said when the machine code is there."""
+
+    @njit  # type: ignore[untyped-decorator]
+    def doubled(number: int) -> int:
+        return 2 * number
+
+    for expected in (1, 0):
+        with saying_so():
+            doubled(1)
+        assert capsys.readouterr().err.count("compiling the decoder") == expected
 
 
 def test_json_has_the_models_own_log_probabilities(call: Call, model: Path) -> None:
@@ -99,6 +162,10 @@ def test_past_the_context(call: Call) -> None:
         (["x", "--file", "y"], "prompts as arguments and --file"),
         (["--file", "nowhere.txt"], "--file: nowhere.txt: No such file"),
         ([], "standard input: no prompt in it"),
+        (["x", "--temperature", "nan"], "--temperature: nan is not in [0, 1000]"),
+        (["x", "--repetition-penalty", "1e-300"], "--repetition-penalty: 1e-300 is not in [0.01, 100]"),
+        (["x", "--top-p", "nan"], "--top-p: nan is not in (0, 1]"),
+        (["x", "a\udcff"], "prompt 2: not UTF-8 text"),
         (["x" * 100], "prompt 1 has 101 tokens; the context holds 1 to 63"),
         (["x", "--model", "nowhere"], "nowhere: no model there"),
         (["x", "--max-tokens", "0"], "--max-tokens"),

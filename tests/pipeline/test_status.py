@@ -106,7 +106,7 @@ def test_a_stage_that_comes_out_as_before_spares_the_next(checkout: Path) -> Non
 def test_nothing_in_the_cache(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repro(checkout)
     status()
-    assert capsys.readouterr().out == "unchanged: 4\n"
+    assert capsys.readouterr().out == "nothing to do: all 4 stages are up to date\n"
     shutil.rmtree(".dvc/cache")
     told = verdicts()
     assert told["corpus"].verdict is Verdict.RUNS

@@ -43,6 +43,11 @@ def guarded_store(store: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         pytest.skip("needs the package Flask-WTF: pip install -e '.[auth-test]'")
     folder = tmp_path_factory.mktemp("guarded")
     shutil.copy(Path(store.removeprefix("sqlite:///")).with_name("empty.db"), folder / "mlflow.db")
+    # By default MLflow hashes the password anew at each request, for tenths of a second.
+    (folder / "auth.ini").write_text(
+        "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///basic_auth.db\nadmin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 600\n"
+    )
     with server(free_port(), f"sqlite:///{folder}/mlflow.db", folder, "--app-name", "basic-auth") as address:
         yield address
 

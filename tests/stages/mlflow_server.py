@@ -31,6 +31,7 @@ def server(port: int, store: str, folder: Path, *options: str) -> Iterator[str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN["MLFLOW_TRACKING_PASSWORD"],  # used with --app-name basic-auth
+        **({"MLFLOW_AUTH_CONFIG_PATH": str(config)} if (config := folder / "auth.ini").exists() else {}),
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "for a test",
     }
     given = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}

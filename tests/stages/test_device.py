@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from stages.device import hold
 hold(sys.argv[1], SimpleNamespace(type="cpu"))
 print("holds", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -56,7 +56,6 @@ def test_a_good_file_is_read_with_yaml_1_2_numbers(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("n_layer", "n_layers", "params.yaml: model.n_layers: unknown key; did you mean 'n_layer'?"),
-        ("  tie_head: true\n", "", "params.yaml: model.tie_head: missing; see presets/default.yaml"),
         ("n_layer: 2", "n_layer: two", "params.yaml: model.n_layer: input should be a valid integer, found 'two'"),
         ("n_layer: 2", "n_layer: true", "params.yaml: model.n_layer: input should be a valid integer, found True"),
         ("n_layer: 2", "n_layer: 2.0", "params.yaml: model.n_layer: input should be a valid integer, found 2.0"),
@@ -71,7 +70,7 @@ def test_a_good_file_is_read_with_yaml_1_2_numbers(tmp_path: Path) -> None:
         ("n_head: 8", "n_head: 6", "params.yaml: model.n_head: 6 does not divide d_model 256; use 4 or 8"),
         ("device: cpu", "device: tpu", "params.yaml: compute.device: input should be 'auto', 'cpu', 'cuda' or 'mps'"),
         ("compute:", "computer:", "params.yaml: computer: unknown section; did you mean 'compute'?"),
-        (COMPUTE, "", "params.yaml: compute: section missing; see presets/default.yaml"),
+        (COMPUTE, "", "params.yaml: compute: section missing; copy it from presets/default.yaml"),
         (COMPUTE, "compute: 3", "params.yaml: compute: expected keys and values, found 3"),
         ("model:", "model: [", "params.yaml line"),
         ("compute:", "model: {}\ncompute:", "params.yaml line 20: not valid YAML: found duplicate key"),

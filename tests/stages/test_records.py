@@ -51,11 +51,13 @@ def test_a_log_gets_a_line_for_each_record(capsys: pytest.CaptureFixture[str]) -
     assert [step for step, _ in told] == [10, 20, 20]
     assert told[1][1] == {"loss": 1.5, "lr": 0.001, "tokens_per_second": 12345.6, "fraction_of_peak": 0.213}
     out, err = capsys.readouterr()
+    rest = "learning rate 0.001, 12,346 tokens/s, 21% of the machine's peak"
+    left = ", 00:00 left"  # 20 steps took no time, 20 are to come
     assert out.splitlines() == [
-        "step 10/40  loss 2.5  lr 0.001  tokens_per_second 1.235e+04  fraction_of_peak 0.213",
-        "step 20/40  loss 1.5  lr 0.001  tokens_per_second 1.235e+04  fraction_of_peak 0.213",
-        "step 20/40  val_loss 1.75",
-        "step 20/40  sample:",
+        f"step 10 of 40: loss 2.500 nats, {rest}",
+        f"step 20 of 40: loss 1.500 nats, {rest}{left}",
+        f"step 20 of 40: validation loss 1.750 nats{left}",
+        "step 20 of 40: sample:",
         "Once.",
         "",
     ]
@@ -72,6 +74,6 @@ def test_a_terminal_gets_a_bar_with_the_figures_beside_it(monkeypatch: pytest.Mo
     assert "pretrain:  50%" in shown
     assert "20.0/40.0" in shown
     assert "loss 1.500, 12,346 tokens/s, 21% of peak" in shown
-    assert "step 20/40  val_loss 1.75\n" in shown
-    assert "step 20/40  sample:\nOnce.\n" in shown
-    assert "step 20/40  loss" not in shown
+    assert "step 20 of 40: validation loss 1.750 nats" in shown
+    assert "step 20 of 40: sample:\nOnce.\n" in shown
+    assert "step 20 of 40: loss" not in shown

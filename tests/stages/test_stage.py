@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from safetensors.torch import save_file
 from llm.errors import WordmillError
 from stages.lineage import digest
 from stages.stage import disk_problem
+from tests.waiting import LIMIT, wait_for
 
 REPO = Path(__file__).parents[2]
-LIMIT = 300.0  # seconds that a test waits for what happens at once on a machine with nothing else to do
 
 # Its tracker takes no part in what is tested here but the end: closing a run takes a moment, like MLflow's.
 TOY = """
@@ -118,13 +117,6 @@ def start(folder: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
     for orphan in toys(folder):
         orphan.kill()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = LIMIT) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def toys(folder: Path) -> list[psutil.Process]:

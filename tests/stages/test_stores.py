@@ -16,6 +16,7 @@ from benchmarks.kill import TINY
 from llm.errors import WordmillError
 from pipeline.presets import changed
 from stages import sqlite_store, store
+from stages.delivery import deliver_kept
 from stages.mailbox import Unavailable, now
 from stages.stage_run import StageRun
 from stages.store import every, reachable
@@ -60,10 +61,14 @@ def finished(address: str, environment: dict[str, str], monkeypatch: pytest.Monk
     return run
 
 
-def assert_delivered(done: subprocess.CompletedProcess[str]) -> None:
+def assert_delivered(done: subprocess.CompletedProcess[str], address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.returncode == 0, done.stderr
+    if list(Path("runs").glob("undelivered/*")):  # a machine so busy that the server was not done in time
+        assert "the store did not answer within 60 s" in done.stderr
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "180")
+        assert deliver_kept(address, print) == 1
+        return
     assert "warning" not in done.stderr
-    assert not list(Path("runs").glob("undelivered/*"))
 
 
 def test_a_server_that_prints(
@@ -71,7 +76,7 @@ def test_a_server_that_prints(
 ) -> None:
     """MLflow's client prints a run's address to standard output when the run is on a server."""
     done = run_download(MLFLOW_TRACKING_URI=http_store, MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT="false")
-    assert_delivered(done)
+    assert_delivered(done, http_store, monkeypatch)
     assert "View experiment at" not in done.stdout
     finished(http_store, {}, monkeypatch)
 
@@ -79,7 +84,10 @@ def test_a_server_that_prints(
 def test_a_server_that_asks_who_it_is(
     run_download: Callable[..., subprocess.CompletedProcess[str]], guarded_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_delivered(run_download(MLFLOW_TRACKING_URI=guarded_store, **ADMIN))
+    done = run_download(MLFLOW_TRACKING_URI=guarded_store, **ADMIN)
+    for name, value in ADMIN.items():
+        monkeypatch.setenv(name, value)
+    assert_delivered(done, guarded_store, monkeypatch)
     finished(guarded_store, ADMIN, monkeypatch)
     for stranger in ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, {"MLFLOW_TRACKING_USERNAME": ""}):
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "")
@@ -208,7 +216,7 @@ def test_a_database_whose_files_are_behind_a_server(
         StageRun(header(), address)
 
 
-@pytest.mark.parametrize("steps", [0, 9, 55])
+@pytest.mark.parametrize("steps", [0, 30])
 def test_half_a_schema_is_recognised(tmp_path: Path, steps: int) -> None:
     path = tmp_path / "mlflow.db"
     half_made(path, steps)

@@ -4,8 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,6 +11,7 @@ import pytest
 
 from llm.errors import WordmillError
 from stages.torchrun import _explained, launched, nodes
+from tests.waiting import wait_for
 
 REPO = Path(__file__).parents[2]
 TOY = """
@@ -24,7 +23,7 @@ from stages.torchrun import Process
 def work(process):
     (process.scratch / f"pid-{process.rank}").write_text(str(os.getpid()))
     process.tell(Record(process.params["step"], {"rank": process.rank}))
-    time.sleep(60)
+    time.sleep(600)
 
 Process(Path(sys.argv[2])).run(work)
 """
@@ -36,17 +35,10 @@ list(launched("toy", {"step": 7}, 2, Path(sys.argv[1]), lambda: False))
 """
 
 
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
 def started(scratch: Path) -> list[psutil.Process]:
     """Both processes and torchrun, once they are at work."""
-    wait_for(lambda: all((scratch / f"pid-{rank}").exists() for rank in range(2)), 30)
-    time.sleep(0.1)
+    paths = [scratch / f"pid-{rank}" for rank in range(2)]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in paths))
     two = [psutil.Process(int((scratch / f"pid-{rank}").read_text())) for rank in range(2)]
     assert two[0].parent() == two[1].parent()
     return [*two, psutil.Process(two[0].ppid())]
@@ -77,7 +69,7 @@ def test_a_death_takes_the_others_along(tmp_path: Path, monkeypatch: pytest.Monk
         family = started(other)
         if sys.platform == "linux":  # only Linux tells a process of its parent's death
             stage.kill()
-            wait_for(lambda: all(gone(process) for process in family), 5)
+            wait_for(lambda: all(gone(process) for process in family))
     finally:
         stage.send_signal(signal.SIGKILL)
         stage.wait()

@@ -233,9 +233,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(
         [sys.executable, "-c", SLOW], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
     )
     state = Path("scratch/corpus/state.json")
-    for _ in range(2000):
-        if state.exists() and len(json.loads(state.read_text())["units"]) >= 2:
-            break
+    while child.poll() is None and not (state.exists() and len(json.loads(state.read_text())["units"]) >= 2):
         time.sleep(0.005)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL

@@ -142,7 +142,7 @@ except WordmillError as error:
 def run(command: str, cwd: Path, **environment: str) -> tuple[int, str]:
     """The same to its end: its status and what it printed on standard error."""
     with start(command, cwd, **environment) as child:
-        _, printed = child.communicate(timeout=60)
+        _, printed = child.communicate(timeout=600)
         return child.returncode, printed
 
 
@@ -265,9 +265,7 @@ def test_a_kill_resumes_at_the_file_where_it_came(small_hub: Hub, tmp_path: Path
     small_hub.held = "data/train-00001-of-00003.parquet"
     state = tmp_path / "scratch" / "corpus" / "state.json"
     with start(BUILD, tmp_path, HF_ENDPOINT=small_hub.url) as child:
-        for _ in range(3000):
-            if state.exists():
-                break
+        while child.poll() is None and not state.exists():
             time.sleep(0.01)
         child.kill()
     small_hub.held = ""

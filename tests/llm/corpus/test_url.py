@@ -274,9 +274,7 @@ def test_a_killed_download_goes_on(server: Server, tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     part = tmp_path / "words.txt.part"
-    for _ in range(1000):
-        if part.exists() and part.stat().st_size > 50_000:
-            break
+    while child.poll() is None and not (part.exists() and part.stat().st_size > 50_000):
         time.sleep(0.01)
     child.kill()
     child.wait()

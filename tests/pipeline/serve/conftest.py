@@ -31,6 +31,7 @@ CONFIG = ModelConfig(
 class Server:
     address: str
     process: psutil.Process
+    log: Path
     models: dict[str, Transformer]
     tokenizer: Tokenizer
 
@@ -57,7 +58,7 @@ def models(tokenizer: ByteBPE, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.fixture(scope="session")
-def server(models: dict[str, Path], tokenizer: ByteBPE) -> Iterator[Server]:
+def server(models: dict[str, Path], tokenizer: ByteBPE, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     program = [
         sys.executable,
         "-m",
@@ -71,15 +72,18 @@ def server(models: dict[str, Path], tokenizer: ByteBPE) -> Iterator[Server]:
         "--threads",
         "1",
     ]
-    process = subprocess.Popen(program, cwd=REPO, stdout=subprocess.PIPE, text=True)
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(program, cwd=REPO, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         assert process.stdout
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert found, line
         loaded = {name: folder.load(path).eval() for name, path in models.items()}
-        yield Server(found[0], psutil.Process(process.pid), loaded, tokenizer)
+        yield Server(found[0], psutil.Process(process.pid), log, loaded, tokenizer)
         assert process.poll() is None, "it crashed"
+        assert "Traceback" not in log.read_text()
     finally:
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM  # uvicorn ends well, and then by the signal

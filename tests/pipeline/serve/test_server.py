@@ -17,11 +17,13 @@ import torch
 from llm.compute import Compute
 from llm.generate import Sampling, generate
 from pipeline import cli
-from pipeline.serve.app import Limits, read
-from pipeline.serve.request import APIError
+from pipeline.serve.body import Bodies
+from pipeline.serve.limits import Limits
+from pipeline.serve.request import APIError, CompletionRequest
 
 from .conftest import BLOCK_SIZE, Server
 
+JSON = {"Content-Type": "application/json"}
 LONG: dict[str, Any] = {"model": "base", "prompt": "x", "max_tokens": None, "n": 16, "temperature": 0.5}
 
 
@@ -81,11 +83,83 @@ def test_stop_and_token_ids(client: openai.OpenAI) -> None:
 def test_the_client_raises_what_it_should(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="there are base, dpo"):
         client.completions.create(model="gpt-9", prompt="x")
-    with pytest.raises(openai.NotFoundError, match="Not Found"):
+    with pytest.raises(openai.NotFoundError, match="use /v1/completions with a prompt"):
         client.chat.completions.create(model="dpo", messages=[{"role": "user", "content": "x"}])
     with pytest.raises(openai.BadRequestError, match=f"holds {BLOCK_SIZE} tokens; you asked for 2 of prompt and 511"):
         client.completions.create(model="dpo", prompt="x", max_tokens=511)
     assert client.completions.create(model="dpo", prompt="x", max_tokens=510).choices[0].finish_reason
+
+
+def test_the_client_may_send_null_for_every_optional_field(client: openai.OpenAI) -> None:
+    fields = set(CompletionRequest.model_fields) - {"model", "prompt"}
+    none: dict[str, Any] = dict.fromkeys(fields) | {"temperature": 0, "max_tokens": 5}
+    text = client.completions.create(model="dpo", prompt="Once", extra_body=none).choices[0].text
+    assert text == client.completions.create(model="dpo", prompt="Once", temperature=0, max_tokens=5).choices[0].text
+    wild = {"top_k": -1, "stream_options": {"include_obfuscation": False, "include_usage": None}}
+    assert client.completions.create(model="dpo", prompt="x", max_tokens=1, extra_body=wild).choices[0].finish_reason
+
+
+def test_text_offsets_are_places_in_the_text(client: openai.OpenAI) -> None:
+    """Of streams too, and where text is held back for a stop string."""
+    asked: dict[str, Any] = {"model": "dpo", "prompt": "Once", "temperature": 0, "max_tokens": 30, "logprobs": 0}
+    free = client.completions.create(**asked).choices[0]
+    stops = [free.text[at : at + 2] + "\0" for at in range(0, 8, 2)]  # begun again and again, never complete
+    for stream in (False, True):
+        text, offsets, tokens = "", [], []
+        answer = client.completions.create(**asked, stop=stops, stream=stream)
+        for event in answer if stream else [answer]:
+            (choice,) = event.choices
+            text += choice.text
+            offsets += choice.logprobs.text_offset if choice.logprobs else []
+            tokens += choice.logprobs.tokens if choice.logprobs else []
+        assert text == free.text
+        assert free.logprobs
+        assert offsets == free.logprobs.text_offset
+        assert len(offsets) == len(tokens)
+        for offset, token in zip(offsets, tokens, strict=True):
+            assert token == "\ufffd" or text[offset] == token
+
+
+def test_other_paths(server: Server) -> None:
+    with httpx.Client(base_url=server.address) as session:
+        assert session.get("/health").json() == {"status": "ok"}
+        for path in ("/", "/health", "/favicon.ico", "/v1/models", "/v1/models/dpo"):
+            whole, head = session.get(path), session.head(path)
+            assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
+            assert head.headers["content-length"] == whole.headers["content-length"]
+        assert session.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
+        assert session.get("/v1/models/nine").json()["error"]["code"] == "model_not_found"
+        for path in ("/v1/chat/completions", "/v1/responses"):
+            answer = session.post(path, json={"model": "dpo", "messages": [{"role": "user", "content": "x"}]})
+            assert answer.status_code == 404
+            assert "use /v1/completions with a prompt" in answer.json()["error"]["message"]
+        for path in ("/completions", "/v1/embeddings", "/chat/completions", "/x%1b[2J"):
+            answer = session.post(path, json={})
+            assert answer.status_code == 404
+            assert "there is /v1/completions" in answer.json()["error"]["message"]
+            assert answer.json()["error"]["message"].isprintable()
+        wrong = session.get("/v1/completions")
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert session.get("/health", headers={"Host": "LOCALHOST"}).status_code == 200
+
+
+def test_usage_is_null_until_the_end_of_a_stream(server: Server) -> None:
+    body = {"model": "dpo", "prompt": "x", "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+    events = httpx.post(f"{server.address}/v1/completions", json=body, timeout=60).text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    contents = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert [content["usage"] for content in contents[:-1]] == [None] * (len(contents) - 1)
+    assert contents[-1]["usage"]["completion_tokens"] >= 1
+    assert contents[-1]["choices"] == []
+
+
+def test_a_stream_comes_as_it_is_written(server: Server) -> None:
+    """The first text is there while most of it is still to be written."""
+    body = {"model": "dpo", "prompt": "x", "max_tokens": None, "n": 16, "seed": 1, "stream": True}
+    with httpx.stream("POST", f"{server.address}/v1/completions", json=body, timeout=60) as answer:
+        parts = [part.count("data: ") for part in answer.iter_text()]
+    assert sum(parts) > 100
+    assert len(parts) > 20
 
 
 NAN, INFINITE = float("nan"), float("inf")
@@ -107,11 +181,14 @@ NAN, INFINITE = float("nan"), float("inf")
         ({"model": "dpo", "prompt": []}, "prompt: expected a text"),
         ({"model": "dpo", "prompt": ["x"] * 17}, "prompt: expected a text"),
         ({"model": "dpo", "prompt": [[]]}, "prompt: expected a text"),
-        ({"model": "dpo", "prompt": [-1]}, "prompt: expected a text"),
-        ({"model": "dpo", "prompt": [257]}, "token ids are below 257"),
+        ({"model": "dpo", "prompt": [-1]}, "token ids are integers from 0, below 257"),
+        ({"model": "dpo", "prompt": [257]}, "token ids are integers from 0, below 257"),
+        ({"model": "dpo", "prompt": [1, True]}, "token ids are integers from 0, below 257"),
+        ({"model": "dpo", "prompt": [[1], ["x"]]}, "token ids are integers from 0, below 257"),
         ({"model": "dpo", "prompt": [10**30]}, "prompt"),
         ({"model": "dpo", "prompt": ["x"] * 9, "n": 2}, "at most 16 choices"),
         ({"model": "dpo", "prompt": "x" * 900_000}, "900,000 characters"),
+        ({"model": "dpo", "prompt": [1] * 300_000}, "300,000 token ids"),
         ({"model": "dpo", "prompt": "x" * 511}, "you asked for 512 of prompt"),
         ({"model": "dpo", "prompt": "x" * 511, "max_tokens": None}, "you asked for 512 of prompt"),
         ({"model": "dpo", "prompt": "x", "max_tokens": 0}, "max_tokens"),
@@ -136,11 +213,11 @@ NAN, INFINITE = float("nan"), float("inf")
         ({"model": "dpo", "prompt": "x", "min_p": 1.5}, "min_p"),
         ({"model": "dpo", "prompt": "x", "messages": []}, "messages: no such argument"),
     ],
-    ids=str,
+    ids=lambda value: repr(value)[:60],
 )
 def test_what_nobody_should_send(server: Server, body: bytes | dict[str, Any], said: str) -> None:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = httpx.post(f"{server.address}/v1/completions", content=content, timeout=30)
+    answer = httpx.post(f"{server.address}/v1/completions", content=content, headers=JSON, timeout=30)
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -150,16 +227,21 @@ def test_what_nobody_should_send(server: Server, body: bytes | dict[str, Any], s
 
 
 def test_other_refusals(server: Server) -> None:
-    large = httpx.post(f"{server.address}/v1/completions", content=b"x" * 1_000_001)
-    streamed = httpx.post(f"{server.address}/v1/completions", content=(b"x" * 100_000 for _ in range(11)))
+    large = httpx.post(f"{server.address}/v1/completions", content=b"x" * 1_000_001, headers=JSON)
+    parts = (b"x" * 100_000 for _ in range(11))
+    streamed = httpx.post(f"{server.address}/v1/completions", content=parts, headers=JSON)
     for answer in (large, streamed):
         assert (answer.status_code, answer.json()["error"]["message"]) == (
             413,
             "The body is larger than 1,000,000 bytes",
         )
-    assert httpx.get(f"{server.address}/v1/completions").json()["error"]["message"].endswith("Method Not Allowed")
+    assert (
+        httpx.get(f"{server.address}/v1/completions")
+        .json()["error"]["message"]
+        .startswith("GET /v1/completions: Method Not Allowed")
+    )
     foreign = httpx.get(server.address, headers={"Host": "evil.example"})
-    assert (foreign.status_code, foreign.json()["error"]["message"][:22]) == (403, "This server answers as")
+    assert (foreign.status_code, foreign.json()["error"]["message"][:22]) == (403, "This server answers to")
     with socket.create_connection(("127.0.0.1", server.port)) as raw:  # no HTTP at all
         raw.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
         assert b"400" in raw.recv(1000)
@@ -174,8 +256,12 @@ def test_a_body_that_does_not_come() -> None:
             yield b"{"
             await asyncio.sleep(60)
 
+    async def read() -> None:
+        async with Bodies(Limits(body_seconds=0.05)).read(Slow()):  # type: ignore[arg-type]
+            pass
+
     with pytest.raises(APIError, match="did not come within") as refused:
-        asyncio.run(read(Slow(), Limits(body_seconds=0.05)))  # type: ignore[arg-type]
+        asyncio.run(read())
     assert refused.value.status == 408
 
 
@@ -206,16 +292,17 @@ def test_two_hundred_at_once(server: Server) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_clients_that_hang_up_stop_their_work(server: Server, stream: bool) -> None:
-    """Jobs of half a minute together fill the server; when their clients go, it is free at once."""
+    """Jobs of half a minute together fill the places and the queue; when their clients go, it is free at once."""
     body = json.dumps({**LONG, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n".encode()
     short = {"model": "dpo", "prompt": "x", "max_tokens": 1}
 
     def status() -> int:
         return httpx.post(f"{server.address}/v1/completions", json=short, timeout=60).status_code
 
     with contextlib.ExitStack() as clients:
-        for _ in range(90):
+        for _ in range(120):
             connection = clients.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             connection.sendall(head + body)
         deadline = time.monotonic() + 30

@@ -1,0 +1,120 @@
+"""Which requests are heard at all: a web page from elsewhere must not use the server, though it runs in a browser here.
+
+An address of loopback keeps other machines out, but not other pages. So a request is refused
+
+- if its Host is not a name of this server: a foreign name may be made to lead here (DNS rebinding),
+- if its Origin is another than the server's own, or the browser says that another site asks,
+- if it carries content that is not JSON: a page may send that to any server without asking.
+
+Every answer forbids browsers to embed it, to guess its type and to say where they came from.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Collection
+from email.message import Message
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
+
+from pipeline.serve.answer import error_response
+from pipeline.serve.request import APIError
+
+NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+# The page is one file and asks for nothing but this server's own answers.
+PAGE = f"{NOTHING}; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src 'self'"
+HEADERS = {
+    "Content-Security-Policy": NOTHING,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+OWN_SITE = ("same-origin", "none")  # of Sec-Fetch-Site: the server's own page, and the user's own doing
+
+
+class Guard:
+    """Lets requests through to `app` that are addressed to one of `names`, or to an address of this machine's.
+
+    `local`: loopback's addresses only.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str] = (), local: bool = True) -> None:
+        self._app = app
+        self._names = {"localhost", *(name.lower().rstrip(".") for name in names)}
+        if not local:
+            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._local = local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(event: Event) -> None:
+            if event["type"] == "http.response.start":
+                headers = MutableHeaders(scope=event)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(event)
+
+        try:
+            self._check(scope)
+        except APIError as error:
+            await error_response(error)(scope, receive, send_guarded)
+        else:
+            await self._app(scope, receive, send_guarded)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            names = ", ".join(sorted(self._names))
+            raise APIError(403, f"This server answers to {names} and this machine's addresses; --name adds a name")
+        for origin in headers.getlist("origin"):
+            if _place(origin) != _place(f"http://{hosts[0]}"):
+                raise APIError(403, "A page of another origin may not use this server")
+        navigates = scope["method"] in ("GET", "HEAD") and scope["path"] == "/"
+        if not navigates and any(site not in OWN_SITE for site in headers.getlist("sec-fetch-site")):
+            raise APIError(403, "A page of another site may not use this server")
+        if scope["method"] == "POST":
+            _check_content(headers)
+
+    def _is_own(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        name = name.removesuffix(".")
+        if name in self._names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or not self._local
+
+
+def _check_content(headers: Headers) -> None:
+    types = headers.getlist("content-type")
+    message = Message()
+    message["Content-Type"] = types[0] if types else ""
+    if len(types) != 1 or message.get_content_type() != "application/json":
+        raise APIError(415, "The body must be JSON; send Content-Type: application/json")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise APIError(415, "The body must not be compressed; leave Content-Encoding out")
+
+
+def _place(origin: str) -> tuple[str, int | None] | None:
+    """Host and port of an origin. None for one that has none."""
+    try:
+        parts = urlsplit(origin.strip())
+        ports = {"http": 80, "https": 443}
+        if parts.scheme not in ports or not parts.hostname:
+            return None
+        return parts.hostname.removesuffix("."), parts.port or ports[parts.scheme]
+    except ValueError:
+        return None

@@ -255,4 +255,4 @@ def model_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     named: Any = present.get("attention")  # of another formula than the others, so that none may take its place
     if named is not None and not (isinstance(named, str) and named in ATTENTIONS):
         raise ConfigError("attention", f"{quoted(named)} is not supported, only {', '.join(map(repr, ATTENTIONS))}")
-    return ModelConfig(**own, attention=named or attention, dropout=0.0)
+    return ModelConfig(**{**own, "attention": named or attention, "dropout": 0.0})

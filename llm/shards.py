@@ -36,10 +36,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm.errors import ConfigError, WordmillError
 from llm.limits import check_limits
+from llm.strict_json import check_json, read_json
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
 MAGIC = b"WMSHARD\0"
@@ -316,27 +317,21 @@ class _Writer:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
-    again = "run the stage `shards` again"
+    again = "; run the stage `shards` again"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-            raise WordmillError(f"{path}: not an index of token shards, version {VERSION}")
-        index: dict[str, Any] = Index.model_validate(content).model_dump()
+        index: dict[str, Any] = read_json(path, again, largest=1 << 30)
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; the stage `shards` makes it") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise WordmillError(f"{path}: damaged: {place}: {first['msg']}; {again}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise WordmillError(f"{path}: damaged ({error!r}); {again}") from None
+    if not isinstance(index, dict) or (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+        raise WordmillError(f"{path}: not an index of token shards, version {VERSION}{again}")
+    check_json(index, Index, str(path), again)
     for name in ("tokens", "documents", "text_bytes"):
         if index[name] != sum(shard[name] for shard in index["shards"]):
-            raise WordmillError(f"{path}: {name} is not the sum over its shards; {again}")
+            raise WordmillError(f"{path}: {name} is not the sum over its shards{again}")
     if len({shard["name"] for shard in index["shards"]}) < len(index["shards"]):
-        raise WordmillError(f"{path}: damaged: names a shard twice; {again}")
+        raise WordmillError(f"{path}: damaged: names a shard twice{again}")
     if index["end_of_text"] >= index["vocab_size"]:
-        raise WordmillError(f"{path}: damaged: end_of_text is outside the vocabulary; {again}")
+        raise WordmillError(f"{path}: damaged: end_of_text is outside the vocabulary{again}")
     return index
 
 

@@ -12,7 +12,6 @@ WORDMILL_PREFLIGHT=own in the environment leaves out what follows, as for a corp
 GPU that trains later.
 """
 
-import json
 import os
 import stat
 import tempfile
@@ -28,9 +27,9 @@ from llm import machine, minimal_pair_files
 from llm.corpus.addresses import fill
 from llm.corpus.config import CorpusConfig, kind
 from llm.corpus.files import file_unit, find, read_rows
-from llm.errors import ConfigError, WordmillError
+from llm.errors import WordmillError
 from llm.model.config import WIDEST_FLASH_HEAD, ModelConfig
-from llm.model.layouts import LAYOUTS
+from llm.model.hf_configs import described
 from llm.preference_account import Account
 from llm.preference_files import converted
 from stages import params, schema
@@ -264,18 +263,7 @@ def _check_dataset(config: CorpusConfig, section: str) -> None:
 
 def _model_config(place: Path, wanted: ModelConfig) -> tuple[ModelConfig, int]:
     """What a model folder says of itself, its shape and vocabulary. Raises WordmillError."""
-    settings_file = place / "config.json"
-    if not settings_file.is_file():
-        raise WordmillError(f"{place}: no model there (config.json is missing)")
+    _, config, rows = described(place, wanted.attention)
     if not any((place / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise WordmillError(f"{place}: no weights there (model.safetensors is missing)")
-    try:
-        settings = json.loads(settings_file.read_bytes())
-        layout = LAYOUTS.get(str(settings.get("model_type"))) if isinstance(settings, dict) else None
-        if layout is None:
-            raise ConfigError("model_type", f"is not supported; known are {', '.join(LAYOUTS)}")
-        return layout.config(settings, wanted.attention), int(settings.get("vocab_size", 0))
-    except ConfigError as error:
-        raise WordmillError(f"{settings_file}: {error}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WordmillError(f"{settings_file}: damaged ({error}); bring back the original") from None
+    return config, rows

@@ -6,7 +6,7 @@ disk it is Hugging Face's tokenizer.json, which `transformers` opens with the sa
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -38,13 +38,13 @@ class ByteBPE(Tokenizer):
         self._encoding = self._tiktoken(definition.pattern)
 
     @classmethod
-    def from_merges(cls, merges: Sequence[Pair], pattern: str, special_tokens: Iterable[str]) -> "ByteBPE":
+    def from_merges(cls, merges: Sequence[Pair], pattern: str, special_tokens: Sequence[str]) -> "ByteBPE":
         """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last."""
         return cls(huggingface.definition_of(merges, pattern, special_tokens))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; equal tokenizers give equal bytes."""
-        config = huggingface.tokenizer_config_json(self.definition.end_of_text)
+        config = huggingface.tokenizer_config_json(self.definition.end_of_text, self.definition.begin_of_text)
         content = huggingface.tokenizer_json(self.definition)
         write_files(folder, {"tokenizer.json": content.encode(), "tokenizer_config.json": config.encode()})
 
@@ -60,6 +60,10 @@ class ByteBPE(Tokenizer):
     def end_of_text(self) -> int:
         return self.definition.special_tokens[self.definition.end_of_text]
 
+    @property
+    def begin_of_text(self) -> int:
+        return self.definition.special_tokens[self.definition.begin_of_text or self.definition.end_of_text]
+
     @cached_property
     def fingerprint(self) -> str:
         content = [
@@ -68,6 +72,8 @@ class ByteBPE(Tokenizer):
             self.definition.pattern,
             sorted(self.definition.special_tokens.items()),
         ]
+        if self.definition.begin_of_text:
+            content.append(self.definition.begin_of_text)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def encode_array(self, text: str) -> np.ndarray:

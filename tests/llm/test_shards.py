@@ -210,7 +210,7 @@ def test_bad_index(folder: Path) -> None:
         path.write_text(json.dumps(content | change))
         refused(folder, "index.json")
     path.write_text("{")
-    refused(folder, "index.json", "damaged")
+    refused(folder, "index.json", "not valid JSON")
     path.unlink()
     refused(folder, "index.json", "not found")
 

@@ -19,17 +19,33 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm.errors import WordmillError
+from llm.strict_json import check_json, read_json
 
 FORMAT = 1  # of what is written here; raised when an older program could not read it any more
 NAME = re.compile(r"step-[0-9]{8,}")
 TENSORS, STATE, SUMS = "tensors.safetensors", "state.json", "SHA256SUMS"
+
+
+class Record(BaseModel):
+    """state.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    step: Annotated[int, Field(ge=0)]
+    state: dict[str, Any]
+
+
+class TooNew(WordmillError):
+    """A checkpoint of a newer program."""
 
 
 class Writer:
@@ -100,14 +116,16 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None
     for path in reversed(_all(folder)):
         try:
             _verify(path)
-            record = json.loads((path / STATE).read_bytes())
-            if record["format"] > FORMAT:
-                raise WordmillError(
-                    f"{path}: a checkpoint of format {record['format']}, and this program reads up to {FORMAT}; "
+            record: Record = check_json(read_json(path / STATE, largest=1 << 32), Record, str(path / STATE))
+            if record.format > FORMAT:
+                raise TooNew(
+                    f"{path}: a checkpoint of format {record.format}, and this program reads up to {FORMAT}; "
                     "go on with the newer version that wrote it, or remove the folder to begin anew"
                 )
-            return record["step"], load_file(path / TENSORS), record["state"]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            return record.step, load_file(path / TENSORS), record.state
+        except TooNew:
+            raise
+        except (OSError, ValueError, WordmillError, SafetensorError) as error:
             print(f"checkpoint {path.name} is damaged ({error}); trying the one before it", flush=True)
     if _all(folder):
         print(f"{folder}: no checkpoint is whole; beginning anew", flush=True)

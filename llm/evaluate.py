@@ -105,8 +105,8 @@ def score_tokens(
 
 
 def bracketed(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """The document's tokens between two end-of-text tokens."""
-    return np.array([tokenizer.end_of_text, *tokenizer.encode(text), tokenizer.end_of_text], dtype=np.int64)
+    """The document's tokens between the token that begins a text and the one that ends it."""
+    return np.array([tokenizer.begin_of_text, *tokenizer.encode(text), tokenizer.end_of_text], dtype=np.int64)
 
 
 def windows(tokens: np.ndarray, block_size: int, stride: int = 0) -> list[Segment]:

@@ -56,7 +56,9 @@ def _written(
 ) -> list[list[str]]:
     """For each opening, its continuations; another seed for each batch."""
     end = tokenizer.end_of_text
-    prompts = [[end, *tokenizer.encode(opening)] for opening in openings for _ in range(config.tries)]
+    prompts = [
+        [tokenizer.begin_of_text, *tokenizer.encode(opening)] for opening in openings for _ in range(config.tries)
+    ]
     sampling = Sampling(temperature=config.temperature)
     room = model.config.block_size
     ids = generate(model, prompts, room, sampling, config.seed * 1_000_003 + start, end, compute)

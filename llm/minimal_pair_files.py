@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from llm.corpus.config import kind
+from llm.corpus.config import PAIRS, kind
 from llm.corpus.files import Row, find, read_rows
 from llm.errors import WordmillError
 
@@ -34,7 +34,7 @@ def named(paths: tuple[str, ...]) -> list[Path]:
     for path in files:
         if not path.is_file():
             raise WordmillError(f"evaluate.minimal_pairs: {path}: not found")
-        if (kind(path.name) or ("", ""))[0] in ("", ".txt"):
+        if (kind(path.name) or ("", ""))[0] not in PAIRS:
             raise WordmillError(
                 f"evaluate.minimal_pairs: {path}: the name must end in .jsonl, .json or .parquet, perhaps packed"
             )

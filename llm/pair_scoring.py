@@ -56,11 +56,11 @@ def encode_pairs(tokenizer: Tokenizer, texts: PairTexts, block_size: int) -> Pai
     """
     sides: tuple[list[Segment], list[Segment]] = ([], [])
     cut = prompts_cut = answers_cut = 0
-    end = tokenizer.end_of_text
+    begin, end = tokenizer.begin_of_text, tokenizer.end_of_text
     encode = lru_cache(maxsize=2)(tokenizer.encode)  # pairs that share a text stand one after the other
     for prompt, chosen, rejected, whole in zip(texts.prompt, texts.chosen, texts.rejected, texts.whole, strict=True):
-        wholes = [[end, *encode(prompt + answer)] + [end] * whole for answer in (chosen, rejected)]
-        first = _common([end, *tokenizer.encode(prompt)], *wholes)
+        wholes = [[begin, *encode(prompt + answer)] + [end] * whole for answer in (chosen, rejected)]
+        first = _common([begin, *tokenizer.encode(prompt)], *wholes)
         start, tokens = wholes[0][:first], [text[first:] if whole else text[first:-1] for text in wholes]
         room = block_size + 1
         if len(start) + max(map(len, tokens)) > room:

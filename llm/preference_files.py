@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llm.corpus import hub
-from llm.corpus.config import CorpusConfig, kind
+from llm.corpus.config import PAIRS, CorpusConfig, kind
 from llm.corpus.files import Row, find, read_rows
 from llm.errors import WordmillError
 from llm.preference_account import Account
@@ -44,7 +44,7 @@ def _check_file(path: Path) -> None:
         problem = "is a folder; name its files" if path.is_dir() else "not found"
         raise WordmillError(f"preferences.paths: {path}: {problem}")
     suffix = (kind(path.name) or ("", ""))[0]
-    if suffix in ("", ".txt"):
+    if suffix not in PAIRS:
         raise WordmillError(
             f"preferences.paths: {path}: the name must end in .jsonl, .json or .parquet (or that and .gz or .zst)"
         )

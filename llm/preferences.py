@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm.corpus.config import CorpusConfig
@@ -245,10 +246,19 @@ def read_pairs(path: Path, split: str, limit: int = 0) -> PairTexts:
     """The pairs of one split, or `limit` of them, evenly spaced (0 = all)."""
     if not path.is_file():
         raise WordmillError(f"{path}: not found; `dvc repro preferences` makes it")
-    table = pq.read_table(path, filters=[("split", "=", split)])
-    if 0 < limit < len(table):
-        table = table.take([i * len(table) // limit for i in range(limit)])
-    return PairTexts(*(table.column(name).to_pylist() for name in ("prompt", "chosen", "rejected", "whole")))
+    try:
+        # Not by pq.read_table: it waits for ever for some damaged files.
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            table = file.read(use_threads=False)
+        if not table.schema.equals(SCHEMA) or any(column.null_count for column in table.columns):
+            raise pa.ArrowInvalid("other columns than those of pairs")
+        rows = table.filter(pc.equal(table["split"], split))
+        if 0 < limit < len(rows):
+            rows = rows.take([i * len(rows) // limit for i in range(limit)])
+        return PairTexts(*(rows.column(name).to_pylist() for name in ("prompt", "chosen", "rejected", "whole")))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WordmillError(f"{path}: cannot be read as pairs ({line}); `dvc repro preferences` makes it") from None
 
 
 def _from_stories(config: PreferencesConfig) -> Iterator[Pair]:

@@ -20,6 +20,8 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 from tqdm import tqdm
 
+from llm.errors import printable
+
 LOG_SECONDS = 10.0  # between two lines in a log
 T = TypeVar("T")
 
@@ -31,7 +33,7 @@ class Progress(Generic[T]):
         self._items = items
         self.total = total
         self.unit = unit
-        self.label = label
+        self.label = printable(label)
         self.done = 0
         self._note = ""
         self._began = self._said = time.monotonic()
@@ -39,7 +41,11 @@ class Progress(Generic[T]):
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=total, desc=label, unit=unit if unit == "B" else f" {unit}", unit_scale=True, dynamic_ncols=True
+                total=total,
+                desc=self.label,
+                unit=unit if unit == "B" else f" {unit}",
+                unit_scale=True,
+                dynamic_ncols=True,
             )
 
     def update(self, n: int = 1) -> None:
@@ -61,9 +67,9 @@ class Progress(Generic[T]):
 
     def note(self, text: str) -> None:
         """Show `text` beside the figures, such as the loss or the file at hand."""
-        self._note = text
+        self._note = printable(text)
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(self._note, refresh=False)
 
     def close(self) -> None:
         """End the bar, or write the last line."""
@@ -117,8 +123,8 @@ def progress(
 
 
 def say(text: str) -> None:
-    """A line for the user, above a bar if there is one."""
-    tqdm.write(text, file=sys.stderr)
+    """A line for the user, or several, above a bar if there is one."""
+    tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stderr)
 
 
 def _size(number: float, unit: str) -> str:

@@ -1,5 +1,7 @@
 """Token shards: a split of the corpus as flat files of token ids that are memory-mapped, never loaded.
 
+A mapped shard holds no file descriptor, so there may be thousands of them.
+
 A folder holds `*.bin` shards and index.json. A shard is
 
     offset  bytes  content (little-endian)
@@ -33,18 +35,25 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm.errors import ConfigError, WordmillError
 from llm.limits import check_limits
+from llm.strict_json import check_json, read_json
 from llm.tokenizer.tokenizer import Encoded, Tokenizer
 
 MAGIC = b"WMSHARD\0"
+FORMAT = "wordmill token shards"
 VERSION = 1
 HEADER = struct.Struct("<8sIIQQQ32s32s")
 HEADER_BYTES = 256
 DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 INDEX = "index.json"
 CHUNK = 1 << 20  # tokens counted at a time
+MOST_TOKENS = 1 << 24  # in a vocabulary; the largest published ones have a sixteenth of that
+COUNT = Field(ge=0, lt=1 << 62)
+SHA256 = Field(pattern=r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,33 @@ class ShardInfo:
     documents: int
     text_bytes: int
     sha256: str  # of everything after the header, hex
+
+
+class ShardEntry(BaseModel):
+    """The same as index.json has it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    name: str = Field(pattern=r"^[^/\\\x00-\x1f]{1,200}\.bin$")
+    tokens: int = COUNT
+    documents: int = COUNT
+    text_bytes: int = COUNT
+    sha256: str = SHA256
+
+
+class Index(BaseModel):
+    """index.json."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: Literal["wordmill token shards"]
+    version: Literal[1]
+    tokenizer: str = SHA256
+    vocab_size: int = Field(ge=1, le=MOST_TOKENS)
+    end_of_text: int = COUNT
+    dtype: str
+    tokens: int = COUNT
+    documents: int = COUNT
+    text_bytes: int = COUNT
+    shards: list[ShardEntry]
 
 
 class Header(NamedTuple):
@@ -126,7 +162,7 @@ def write_shards(
 def write_index(folder: Path, shards: list[ShardInfo], tokenizer: Tokenizer) -> None:
     """index.json, which makes the shards of `folder` a set in this order."""
     content = {
-        "format": "wordmill token shards",
+        "format": FORMAT,
         "version": VERSION,
         "tokenizer": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
@@ -189,7 +225,12 @@ class ShardSet:
         """Where each document starts, int64, rising."""
         begins = [int(end) - len(part) for end, part in zip(self._ends, self._parts, strict=True)]
         shifted = [starts.astype(np.int64) + begin for starts, begin in zip(self._starts, begins, strict=True)]
-        return np.concatenate(shifted) if shifted else np.zeros(0, np.int64)
+        starts = np.concatenate(shifted) if shifted else np.zeros(0, np.int64)
+        if len(starts) and (starts[0] != 0 or starts[-1] >= self.tokens or (np.diff(starts) <= 0).any()):
+            raise WordmillError(
+                f"{self.folder}: the places where documents start do not rise; run the stage `shards` again"
+            )
+        return starts
 
     def window(self, start: int, length: int) -> np.ndarray:
         """The tokens [start, start + length), across shard borders; a view of the file where it lies in one shard."""
@@ -212,7 +253,13 @@ class ShardSet:
         counts = np.zeros(self.vocab_size, np.int64)
         for part in self._parts:
             for start in range(0, len(part), CHUNK):
-                counts += np.bincount(part[start : start + CHUNK], minlength=self.vocab_size)
+                found = np.bincount(part[start : start + CHUNK], minlength=self.vocab_size)
+                if len(found) > self.vocab_size:
+                    raise WordmillError(
+                        f"{self.folder}: holds token {len(found) - 1}, but the vocabulary ends at "
+                        f"{self.vocab_size - 1}; run the stage `shards` again"
+                    )
+                counts += found
         return counts
 
     def document(self, number: int) -> np.ndarray:
@@ -270,17 +317,21 @@ class _Writer:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
+    again = "; run the stage `shards` again"
     try:
-        index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if index["format"] != "wordmill token shards" or index["version"] != VERSION:
-            raise WordmillError(f"{path}: not an index of token shards, version {VERSION}")
-        for name in ("tokens", "documents", "text_bytes"):
-            if index[name] != sum(shard[name] for shard in index["shards"]):
-                raise WordmillError(f"{path}: {name} is not the sum over its shards; run the stage `shards` again")
+        index: dict[str, Any] = read_json(path, again, largest=1 << 30)
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; the stage `shards` makes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise WordmillError(f"{path}: damaged ({error!r}); run the stage `shards` again") from None
+    if not isinstance(index, dict) or (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+        raise WordmillError(f"{path}: not an index of token shards, version {VERSION}{again}")
+    check_json(index, Index, str(path), again)
+    for name in ("tokens", "documents", "text_bytes"):
+        if index[name] != sum(shard[name] for shard in index["shards"]):
+            raise WordmillError(f"{path}: {name} is not the sum over its shards{again}")
+    if len({shard["name"] for shard in index["shards"]}) < len(index["shards"]):
+        raise WordmillError(f"{path}: damaged: names a shard twice{again}")
+    if index["end_of_text"] >= index["vocab_size"]:
+        raise WordmillError(f"{path}: damaged: end_of_text is outside the vocabulary{again}")
     return index
 
 
@@ -289,10 +340,11 @@ def _open_shard(folder: Path, info: ShardInfo, index: dict[str, Any], verify: bo
     path = folder / info.name
     again = "run the stage `shards` again"
     try:
-        data = np.asarray(np.memmap(path, np.uint8, "r"))
+        with pa.memory_map(str(path)) as file:  # unlike numpy's, it lets go of the file and keeps the mapping
+            data = np.frombuffer(file.read_buffer(), np.uint8)
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found, though the index names it; {again}") from None
-    except (ValueError, OSError) as error:  # an empty file cannot be mapped
+    except (ValueError, OSError) as error:
         raise WordmillError(f"{path}: cannot be mapped ({error}); {again}") from None
     header = _read_header(path, data)
     if header.file_bytes != len(data):

@@ -61,7 +61,7 @@ class Writer:
 
     def write(self, texts: Sequence[str]) -> None:
         """Print the continuations. Raises WordmillError for prompts that do not fit."""
-        encoded = [[self.tokenizer.end_of_text, *ids] for ids in self.tokenizer.encode_batch(texts)]
+        encoded = [[self.tokenizer.begin_of_text, *ids] for ids in self.tokenizer.encode_batch(texts)]
         check_fit(encoded, self.decoder.config.block_size, self.wanted.past_context)
         jobs = [
             (text, ids, self.seed + again)
@@ -114,8 +114,9 @@ def generate(
     """
     by_hand = not given and file is None and sys.stdin.isatty()
     texts = [] if by_hand else prompts(given, file, whole, sys.stdin)
-    decoder = fastest(folder.load(model), Compute(config))
-    writer = Writer(decoder, Tokenizer.load(model), wanted, seed, count, as_json)
+    tokenizer = Tokenizer.load(model)
+    decoder = fastest(folder.load(model, vocab_size=tokenizer.vocab_size), Compute(config))
+    writer = Writer(decoder, tokenizer, wanted, seed, count, as_json)
     warm_up(decoder)
     if by_hand:
         print("Type the beginning of a text and press Enter. Ctrl-D ends the session.", file=sys.stderr)

@@ -29,6 +29,8 @@ def run(params: Params, stage: Stage) -> None:
     counts = {split: content["documents"] for split, content in splits.items()}
     names = ("documents", "bytes", "characters", "duplicates", "empty", "invalid_utf8")
     metrics = {name: float(manifest[name]) for name in names}
+    left_out = manifest.get("left_out", {"rows": 0})["rows"]  # with corpus.bad_rows: skip
+    metrics |= {"left_out": float(left_out)} if "left_out" in manifest else {}
     metrics |= {f"{split}_documents": float(count) for split, count in counts.items()}
     stage.metrics(metrics)
     write_json({"documents": manifest["documents"]}, Path("reports/corpus.json"))
@@ -40,6 +42,7 @@ def run(params: Params, stage: Stage) -> None:
         f"(train {counts['train']:,}, val {counts['val']:,}, test {counts['test']:,}), "
         f"dropped {manifest['duplicates']:,} repeated and {manifest['empty']:,} empty, "
         f"{manifest['invalid_utf8']:,} malformed sequences replaced"
+        + (f", {left_out:,} bad rows left out" if left_out else "")
     )
 
 

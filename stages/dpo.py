@@ -50,7 +50,7 @@ def run(params: Params, stage: Stage) -> None:
         for record in dpo(policy, train, held_out, config, compute, stage.scratch, stopping):
             records.append(record)
             tell(record)
-    folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text)
+    folder.save(policy.cpu(), OUT, BASE, tokenizer.end_of_text, tokenizer.begin_of_text)
     write_curve(records, Path("reports/dpo/curve.csv"))
     extra = {
         "train_pairs": sum(map(len, train.pairs)),

@@ -177,7 +177,7 @@ def stories(
 ) -> dict[str, Any]:
     """The judge's verdicts on stories that the model finishes, begun by the openings of held-out ones."""
     begun = [text[: text.index(".") + 1] for text in texts[: config.stories]]  # first sentences
-    prompts = [[tokenizer.end_of_text, *tokenizer.encode(text)] for text in begun]
+    prompts = [[tokenizer.begin_of_text, *tokenizer.encode(text)] for text in begun]
     sampling = Sampling(temperature=config.temperature)
     room = model.config.block_size
     written = generate(model, prompts, room, sampling, config.seed, tokenizer.end_of_text, compute)

@@ -22,6 +22,7 @@ from llm.errors import ConfigError, WordmillError
 from llm.evaluate import score_documents
 from llm.export.config import ExportConfig
 from llm.export.formats import FORMS, Source, check_formats, size
+from llm.export.origin import UNKNOWN, origin
 from llm.model import folder
 from llm.model.transformer import Transformer
 from llm.pretrain import PretrainConfig
@@ -88,6 +89,12 @@ def run(params: Params, stage: Stage) -> None:
         text = card(config, source, corpus, settings, evaluated, results, weights)
         page.write_text(text, encoding="utf-8")
         stage.artifact(page)
+        if origin(params.pretrain.start_from, config).licence == UNKNOWN:
+            print(
+                f"the model card says licence: unknown, since {params.pretrain.start_from} has no card that names one; "
+                "set export.licence",
+                flush=True,
+            )
     for form_name, row in rows.items():
         line = f"{row['bytes']:,} bytes, perplexity {row['perplexity']:.4f} ({row['cost']:+.3%})"
         print(f"{form_name}: {line}: {row['path']}", flush=True)

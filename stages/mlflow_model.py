@@ -34,7 +34,7 @@ class WordmillModel(PythonModel):
         """A column `text` for a column `prompt`. `params` as the signature names them; it fills in what is missing."""
         given = params or {}
         end = self._tokenizer.end_of_text
-        prompts = [[end, *self._tokenizer.encode(text)] for text in model_input["prompt"]]
+        prompts = [[self._tokenizer.begin_of_text, *self._tokenizer.encode(text)] for text in model_input["prompt"]]
         try:
             sampling = Sampling(**{setting.name: given[setting.name] for setting in fields(Sampling)})
             limit = given["max_new_tokens"]

@@ -12,7 +12,6 @@ WORDMILL_PREFLIGHT=own in the environment leaves out what follows, as for a corp
 GPU that trains later.
 """
 
-import json
 import os
 import stat
 import tempfile
@@ -25,12 +24,12 @@ from pathlib import Path
 import psutil
 
 from llm import machine, minimal_pair_files
+from llm.corpus.addresses import fill
 from llm.corpus.config import CorpusConfig, kind
 from llm.corpus.files import file_unit, find, read_rows
-from llm.errors import ConfigError, WordmillError
+from llm.errors import WordmillError
 from llm.model.config import WIDEST_FLASH_HEAD, ModelConfig
-from llm.model.counts import parameters
-from llm.model.layouts import LAYOUTS
+from llm.model.hf_configs import described
 from llm.preference_account import Account
 from llm.preference_files import converted
 from stages import params, schema
@@ -48,9 +47,12 @@ LOADED_BYTES = 4
 def corpus_files(given: Schema) -> None:
     if given.corpus.source == "files":
         with _named("corpus.paths"):
-            for path in find(given.corpus.paths):
+            for path in find(given.corpus.paths, folders=True):
                 file_unit(path, path.name, given.corpus, Path())
                 _open(path)
+    if given.corpus.source == "url":
+        for url in given.corpus.urls:
+            fill(url)  # the environment variables that it names
 
 
 def corpus_folder(given: Schema) -> None:
@@ -113,11 +115,11 @@ def memory(given: Schema) -> None:
     """Every model is made on the host, and on a CPU it is trained there."""
     trained_here = given.pretrain.steps and given.pretrain.parallel == "none" and machine.device(given.compute) == "cpu"
     trained_vocabulary = given.tokenizer.vocab_size if given.tokenizer.kind in ("bpe", "sentencepiece") else 256
-    count = sum(parameters(given.model, trained_vocabulary).values())
+    count = _parameters_at_least(given.model, trained_vocabulary)
     needed, there = count * (TRAINED_BYTES if trained_here else LOADED_BYTES), psutil.virtual_memory().total
     if needed > there:
         raise WordmillError(
-            f"model: {count:,} parameters need {needed / 1e9:,.0f} GB of memory or more, and this machine has "
+            f"model: {count:,} parameters or more need {needed / 1e9:,.0f} GB of memory, and this machine has "
             f"{there / 1e9:,.0f}; lower n_layer, d_model, d_ff or tokenizer.vocab_size"
         )
 
@@ -247,6 +249,12 @@ def _readable(paths: list[Path]) -> Iterator[Path]:
             yield path
 
 
+def _parameters_at_least(model: ModelConfig, vocab_size: int) -> int:
+    """Queries, outputs and two matrices of the feed-forward in each layer, and the embedding: all models have these."""
+    layer = 2 * model.d_model * model.d_model + 2 * model.d_model * model.d_ff
+    return model.n_layer * layer + vocab_size * model.d_model
+
+
 def _check_dataset(config: CorpusConfig, section: str) -> None:
     with _named(f"{section}.dataset"):
         if config.dataset_is_local and not stat.S_ISDIR(Path(config.dataset).stat().st_mode):
@@ -255,18 +263,7 @@ def _check_dataset(config: CorpusConfig, section: str) -> None:
 
 def _model_config(place: Path, wanted: ModelConfig) -> tuple[ModelConfig, int]:
     """What a model folder says of itself, its shape and vocabulary. Raises WordmillError."""
-    settings_file = place / "config.json"
-    if not settings_file.is_file():
-        raise WordmillError(f"{place}: no model there (config.json is missing)")
+    _, config, rows = described(place, wanted.attention)
     if not any((place / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
         raise WordmillError(f"{place}: no weights there (model.safetensors is missing)")
-    try:
-        settings = json.loads(settings_file.read_bytes())
-        layout = LAYOUTS.get(str(settings.get("model_type"))) if isinstance(settings, dict) else None
-        if layout is None:
-            raise ConfigError("model_type", f"is not supported; known are {', '.join(LAYOUTS)}")
-        return layout.config(settings, wanted.attention), int(settings.get("vocab_size", 0))
-    except ConfigError as error:
-        raise WordmillError(f"{settings_file}: {error}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise WordmillError(f"{settings_file}: damaged ({error}); bring back the original") from None
+    return config, rows

@@ -23,6 +23,7 @@ from llm.model import folder
 from llm.model.attention import check_attention
 from llm.model.config import ModelConfig
 from llm.model.counts import flops_per_token, parameter_table, parameters
+from llm.model.hf_configs import read_config
 from llm.model.transformer import Transformer
 from llm.parallel import Parallel, check
 from llm.pretrain import PretrainConfig, last_before_decay, pretrain
@@ -85,7 +86,7 @@ def run(params: Params, stage: Stage) -> None:
             tell(record)
     if several and config.steps:
         take_weights(model, stage.scratch, config.steps)
-    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text)
+    folder.save(model.cpu(), OUT, TOKENIZER, tokenizer.end_of_text, tokenizer.begin_of_text)
     write_curve(records, Path("reports/pretrain/curve.csv"))
     extra = {
         "parameters": sum(rows.values()),
@@ -124,7 +125,7 @@ def trained(
 
     def write(model: Transformer) -> str:
         room = min(120, params.model.block_size - 1)
-        start = [[tokenizer.end_of_text]]
+        start = [[tokenizer.begin_of_text]]
         (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
         return tokenizer.decode(ids)
 
@@ -176,16 +177,29 @@ def beginning(params: Params, tokenizer: Tokenizer) -> Transformer:
         model.initialise(params.pretrain.seed)
         return model
     place = Path(params.pretrain.start_from)
-    given = folder.load(place)
+    check_vocabulary(place, tokenizer)
+    given = folder.load(place, vocab_size=tokenizer.vocab_size)
     check_shape(place, given.config, params.model)
-    if given.vocab_size != tokenizer.vocab_size:
-        raise WordmillError(
-            f"pretrain.start_from: {place} has {given.vocab_size:,} tokens, the tokenizer {tokenizer.vocab_size:,}; "
-            "take the model's own, with tokenizer.kind: file and tokenizer.path"
-        )
     model.load_state_dict(given.state_dict())
     print(f"begins with the weights of {place}", flush=True)
     return model
+
+
+def check_vocabulary(place: Path, tokenizer: Tokenizer) -> None:
+    """See that the model in `place` has the tokenizer's vocabulary, or is padded beyond it. Raises WordmillError."""
+    rows = read_config(place).get("vocab_size")
+    if rows == tokenizer.vocab_size:
+        return
+    advice = "take the model's own, with tokenizer.kind: file and tokenizer.path"
+    try:
+        own = Tokenizer.load(place).fingerprint
+    except WordmillError:
+        own, advice = "", f"put its tokenizer.json into {place}, which shows whether it is padded, or {advice}"
+    if own != tokenizer.fingerprint or not isinstance(rows, int) or rows < tokenizer.vocab_size:
+        raise WordmillError(
+            f"pretrain.start_from: {place} has {rows} tokens, the tokenizer {tokenizer.vocab_size}; {advice}"
+        )
+    print(f"leaves out {rows - tokenizer.vocab_size} rows of {place}'s vocabulary that belong to no token", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run(params: Params, stage: Stage) -> None:
     prompts = list(config.prompts) or [
         opening(text, config.opening_characters) for text in islice(documents(Path("data/corpus/test")), config.count)
     ]
-    encoded = [[tokenizer.end_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
+    encoded = [[tokenizer.begin_of_text, *tokenizer.encode(prompt)] for prompt in prompts]
     written = {}
     for name in ("base", "dpo"):
         model = folder.load(Path("models") / name)

@@ -12,7 +12,9 @@ import transformers
 from llm.corpus.stories.source import tell
 from llm.errors import WordmillError
 from llm.model import folder
-from llm.tokenizer.tokenizer import Tokenizer
+from llm.tokenizer.byte_bpe import ByteBPE
+from llm.tokenizer.patterns import CL100K
+from llm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from pipeline import presets
 from stages.params import load
 from stages.pretrain import Params, beginning
@@ -145,7 +147,24 @@ def test_what_does_not_fit_is_told(changes: dict[str, Any], message: str, repo: 
 
 
 def test_another_vocabulary_is_told(repo: Path) -> None:
-    llama(vocab_size=500).save_pretrained("given")
+    """A padded one is that of the same tokenizer, which lies in the model's folder."""
+    tokenizer = Tokenizer.load(Path("data/tokenizer"))
+    theirs = llama(vocab_size=500)
+    theirs.save_pretrained("given")
+    tokenizer.save(Path("given"))
     describe({})
-    with pytest.raises(WordmillError, match="has 500 tokens, the tokenizer 400"):
-        beginning(load(Params), Tokenizer.load(Path("data/tokenizer")))
+    ours = beginning(load(Params), tokenizer).eval()
+    assert ours.vocab_size == 400
+    ids = torch.arange(40)[None] * 10
+    with torch.no_grad():
+        assert (theirs.eval()(ids).logits[..., :400] - ours(ids)).abs().max() < 1e-4
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        Path("given", name).unlink()
+    with pytest.raises(WordmillError, match=r"has 500 tokens, the tokenizer 400; put its tokenizer\.json into given"):
+        beginning(load(Params), tokenizer)
+    ByteBPE.from_merges([], CL100K, [END_OF_TEXT]).save(Path("given"))
+    with pytest.raises(WordmillError, match="has 500 tokens, the tokenizer 400; take the model's own"):
+        beginning(load(Params), tokenizer)
+    llama(vocab_size=300).save_pretrained("given")
+    with pytest.raises(WordmillError, match="has 300 tokens, the tokenizer 400"):
+        beginning(load(Params), tokenizer)

@@ -30,6 +30,7 @@ from llm.corpus.config import CorpusConfig
 from llm.corpus.documents import Row
 from llm.corpus.files import source_name
 from llm.corpus.normalise import SPLITS, Document
+from llm.corpus.records import BadRow
 from llm.corpus.sources import SOURCES, Source
 from llm.errors import WordmillError
 from llm.progress import progress, say
@@ -42,6 +43,7 @@ SETTINGS = {  # what of the configuration matters to each source, for the manife
     "hub": ("dataset", "dataset_config", "dataset_split", "text_field", "documents", "max_bytes"),
 }
 SPLIT_SETTINGS = ("val_share", "test_share")
+SHOWN = 5  # rows that were left out, as examples
 
 
 def build(config: CorpusConfig, folder: Path, scratch: Path, save_seconds: float = SAVE_SECONDS) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def build(config: CorpusConfig, folder: Path, scratch: Path, save_seconds: float
     corpus = _Corpus(config, scratch / "corpus")
     corpus.resume([unit.name for unit in source.units])
     _fill(corpus, source, save_seconds)
+    _tell_left_out(corpus)
     _tell_limit(corpus, source)
     corpus.finish()
     manifest = corpus.manifest(source)
@@ -67,6 +70,9 @@ def _fill(corpus: "_Corpus", source: Source, save_seconds: float) -> None:
                 continue
             bar.note(f"{number + 1} of {len(source.units)}: {unit.name.split(' ')[0]}")
             for document in unit.documents():
+                if isinstance(document, BadRow):
+                    corpus.leave_out(document)
+                    continue
                 before = corpus.kept
                 if not corpus.add(document):
                     return
@@ -75,6 +81,14 @@ def _fill(corpus: "_Corpus", source: Source, save_seconds: float) -> None:
             if time.monotonic() - saved >= save_seconds:
                 corpus.save()
                 saved = time.monotonic()
+
+
+def _tell_left_out(corpus: "_Corpus") -> None:
+    rows, first = corpus.left_out["rows"], corpus.left_out["first"]
+    if rows:
+        say(f"corpus: {rows:,} rows could not be read and are left out; the first {len(first)}:")
+        for line in first:
+            say(f"  {line}")
 
 
 def _tell_limit(corpus: "_Corpus", source: Source) -> None:
@@ -101,6 +115,7 @@ class _Corpus:
     def _clear(self) -> None:
         self.units: list[str] = []  # names of the source's units that are done
         self.counts = {"duplicates": 0, "empty": 0, "invalid_utf8": 0}
+        self.left_out: dict[str, Any] = {"rows": 0, "first": []}
         self.totals = {split: {"documents": 0, "bytes": 0, "characters": 0} for split in SPLITS}
         self.parts: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         self.pending: dict[str, list[Row]] = {split: [] for split in SPLITS}
@@ -109,6 +124,12 @@ class _Corpus:
         self.kept_bytes = 0  # of their text
         self.generation = 0  # of saves
         self.seen: set[bytes] = set()
+
+    def leave_out(self, row: BadRow) -> None:
+        """Count a row that cannot be read, as `bad_rows: skip` asks."""
+        self.left_out["rows"] += 1
+        if len(self.left_out["first"]) < SHOWN:
+            self.left_out["first"].append(str(row.error))
 
     def add(self, document: Document) -> bool:
         """Take one document in; False if a limit was reached before it, and reading is over."""
@@ -177,6 +198,7 @@ class _Corpus:
         state = {
             "units": self.units,
             "counts": self.counts,
+            "left_out": self.left_out,
             "totals": self.totals,
             "parts": self.parts,
             "pending": pending,
@@ -207,6 +229,7 @@ class _Corpus:
     def _load(self, state: dict[str, Any]) -> None:
         self.units, self.counts, self.totals = state["units"], state["counts"], state["totals"]
         self.parts, self.generation = state["parts"], state["generation"]
+        self.left_out = state.get("left_out", self.left_out)
         self.kept = sum(total["documents"] for total in self.totals.values())
         self.kept_bytes = sum(total["bytes"] for total in self.totals.values())
         for split in SPLITS:
@@ -230,9 +253,14 @@ class _Corpus:
         """Leave no split empty, and write the last parts. Raises WordmillError for a corpus too small to split."""
         self.split_by = "digest"
         if self.kept == 0:
+            bad = (
+                f", {self.left_out['rows']} bad rows; the first: {self.left_out['first'][0]}"
+                if self.left_out["rows"]
+                else ""
+            )
             raise WordmillError(
                 f"corpus.source {self.config.source}: the corpus is empty "
-                f"({self.counts['empty']} documents, all of them without text)"
+                f"({self.counts['empty']} documents, all of them without text{bad})"
             )
         if self.kept == 2:
             raise WordmillError(
@@ -303,6 +331,7 @@ class _Corpus:
             "split_by": self.split_by,
             **{name: sum(total[name] for total in self.totals.values()) for name in self.totals["train"]},
             **self.counts,
+            **({"left_out": self.left_out} if self.config.bad_rows == "skip" else {}),
             "splits": {split: {**self.totals[split], "parts": self.parts[split]} for split in SPLITS},
         }
 

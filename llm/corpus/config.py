@@ -4,13 +4,20 @@ import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
-from urllib.parse import urlsplit
 
+from llm.corpus import addresses
 from llm.errors import ConfigError
 from llm.limits import SEED, check_limits
 
-KINDS = (".txt", ".jsonl", ".json", ".parquet")  # what a file may hold
-PACKINGS = (".gz", ".zst")  # what may be around it
+PLAIN = (".txt", ".md")  # files of text
+LINES = (".jsonl", ".ndjson")  # files of records
+TABLES = (".csv", ".tsv")
+PAIRS = (*LINES, ".json", ".parquet")  # of records that may have lists in them
+RECORDS = (*PAIRS, *TABLES)
+KINDS = (*PLAIN, *RECORDS)  # what a file may hold
+PACKINGS = (".gz", ".zst", ".bz2", ".xz")  # what may be around it
+MAX_DOCUMENT = 1 << 28  # bytes of one document or record, unless set otherwise
+MAX_DOWNLOAD = 100_000_000_000  # bytes of one downloaded file, unless set otherwise
 MOST_STORIES = 1_000_000_000
 LIMITS = {"documents": (0, 1_000_000_000_000), "seed": SEED}
 UNVERIFIED = "unverified"  # in the place of a SHA-256: what comes is taken as it is, and its digest is recorded
@@ -28,8 +35,11 @@ class CorpusConfig:
     text_field: str = "text"  # JSON and Parquet: the field that holds the text; a.b reaches into structs
     split_text: Literal["file", "blank_lines", "line", "separator"] = "file"  # how plain text falls into documents
     separator: str = "<|endoftext|>"  # what stands between documents where split_text is "separator"
+    max_document_bytes: int = MAX_DOCUMENT  # a longer document or record is a bad row
+    bad_rows: Literal["error", "skip"] = "error"  # skip: leave out rows that cannot be read, count and show them
     urls: tuple[str, ...] = ()  # url: what to download, http or https
     sha256: tuple[str, ...] = ()  # url: one for each of `urls`, or UNVERIFIED
+    max_download_bytes: int = MAX_DOWNLOAD  # url: a longer file is refused; 0 = no limit
     dataset: str = ""  # hub: owner/name, or a local folder in the hub's layout (starts with / or .)
     dataset_config: str = ""  # hub: subset, such as sample-10BT; empty = the data set's default
     dataset_split: str = "train"  # hub: which of the data set's own splits is read (it is split anew here)
@@ -38,9 +48,13 @@ class CorpusConfig:
     test_share: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("documents", "max_bytes", "seed"):
+        for name in ("documents", "max_bytes", "max_download_bytes", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(name, f"{getattr(self, name)} is negative")
+        if not 1 <= self.max_document_bytes <= 1 << 30:
+            raise ConfigError(
+                "max_document_bytes", f"{self.max_document_bytes} is outside [1, {1 << 30}]; {MAX_DOCUMENT} is usual"
+            )
         check_limits(self, LIMITS)
         for name in ("val_share", "test_share"):
             if not 0 < getattr(self, name) <= 0.4:
@@ -72,17 +86,8 @@ class CorpusConfig:
         if not self.urls:
             raise ConfigError("urls", "empty; name what to download")
         for url in self.urls:
-            if not url.isascii() or re.search(r"\s", url):
-                raise ConfigError("urls", f"{url!r} holds spaces or letters beyond ASCII; write them as %20 and so on")
-            try:
-                parts = urlsplit(url)
-                _ = parts.port
-            except ValueError as error:
-                raise ConfigError("urls", f"{url!r} is not an address: {error}") from None
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError("urls", f"{url!r} is not an http or https address; local files are `source: files`")
-            if kind(parts.path) is None:
-                raise ConfigError("urls", f"{url!r} does not end in {endings()}")
+            if kind(addresses.check(url).path) is None:
+                raise ConfigError("urls", f"{addresses.shown(url)!r} does not end in {endings()}")
         if len(self.sha256) != len(self.urls):
             raise ConfigError("sha256", f"{len(self.sha256)} given for {len(self.urls)} urls; each needs one")
         for digest in self.sha256:
@@ -113,6 +118,6 @@ def kind(name: str) -> tuple[str, str] | None:
     return (suffixes[-1], packing) if suffixes and suffixes[-1] in KINDS else None
 
 
-def endings() -> str:
+def endings(kinds: tuple[str, ...] = KINDS) -> str:
     """The known endings, for messages."""
-    return f"{', '.join(KINDS)} (or one of them and {' or '.join(PACKINGS)})"
+    return f"{', '.join(kinds)} (or one of them and {' or '.join(PACKINGS)})"

@@ -10,20 +10,53 @@ version): no times, no host, no statistics that depend on the writer.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
 
 from llm.errors import WordmillError
+from llm.strict_json import check_json, read_json
 
 PART_BYTES = 64_000_000  # of text in a part; a single document may be longer
 ROW_GROUP_BYTES = 4_000_000  # of text in a row group
 SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("source", pa.string())])
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    name: str
+    sha256: str
+
+
+class Split(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    documents: Annotated[int, Field(ge=0, lt=1 << 62)]
+    bytes: Annotated[int, Field(ge=0, lt=1 << 62)]
+    parts: list[Part]
+
+
+class Splits(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    train: Split
+    val: Split
+    test: Split
+
+
+class Manifest(BaseModel):
+    """What every manifest.json of a corpus has. Further keys say where the corpus is from."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    digest: str
+    splits: Splits
 
 
 class Row(NamedTuple):
@@ -74,20 +107,20 @@ def parts(folder: Path) -> list[Path]:
 
 def manifest(corpus: Path) -> dict[str, Any]:
     """The manifest of a corpus folder. Raises WordmillError."""
+    again = "; run the stage `download` again"
     path = corpus / "manifest.json"
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path, again, largest=1 << 30)
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; the stage `download` makes the corpus") from None
-    except ValueError:
-        raise WordmillError(f"{path}: not valid JSON; run the stage `download` again") from None
+    check_json(content, Manifest, str(path), again)
     return content
 
 
 def check(folder: Path) -> None:
     """Compare one split's files with the manifest, by SHA-256. Raises WordmillError."""
     listed = {entry["name"]: entry["sha256"] for entry in manifest(folder.parent)["splits"][folder.name]["parts"]}
-    found = {path.name: sha256(path) for path in parts(folder)}
+    found = {path.name: sha256(path) for path in parts(folder) if path.is_file()}
     for name in sorted(listed.keys() | found.keys()):
         if listed.get(name) != found.get(name):
             trouble = "missing" if name not in found else "not in the manifest" if name not in listed else "changed"

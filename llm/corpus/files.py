@@ -1,74 +1,64 @@
-"""Documents from local files: .txt, .jsonl, .json and .parquet, each also packed as .gz or .zst.
+"""Documents from local files: text, JSON, tables and Parquet, each also packed as .gz, .zst, .bz2 or .xz.
 
-Order is fixed: `paths` in the order given, each glob's files sorted, each file once. Plain text and
-JSON lines are streamed by chunk, Parquet by batches of rows (a packed Parquet file is first unpacked into the scratch
-folder, since its table of contents stands at its end); the text of a .json file is held whole.
+Order is fixed: `paths` in the order given, each glob's files and each folder's sorted, each file once. All kinds are
+streamed: text, JSON lines and tables by chunk, JSON arrays by element, Parquet by a few rows (a packed Parquet file is
+first unpacked into the scratch folder, since its table of contents stands at its end). No document and no record may be
+longer than `corpus.max_document_bytes`, whatever it comes in.
 
 Plain text falls into documents by `split_text`: the whole `file`, each `line`, paragraphs between `blank_lines`, or
-what stands between a `separator`. A binary file is refused: one with NULs before its end, or where more than one
-character in ten is not UTF-8. What little is malformed becomes U+FFFD and is counted.
+what stands between a `separator`. A file that is not UTF-8 text is refused (`utf8.py`). What little is
+malformed becomes U+FFFD and is counted.
 """
 
-import gzip
-import json
-import re
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import zstandard
-
-from llm.corpus.config import CorpusConfig, endings, kind
-from llm.corpus.normalise import Document, decode
+from llm.corpus.config import LINES, PLAIN, RECORDS, TABLES, CorpusConfig, endings, kind
+from llm.corpus.json_records import json_lines, json_values
+from llm.corpus.normalise import Document
+from llm.corpus.parquet_records import packed_parquet_rows, parquet_rows
+from llm.corpus.records import BadRow, DataFile, Row, local_file, too_long
+from llm.corpus.split_text import Piece, between, line_ends, paragraphs, whole
+from llm.corpus.tables import DELIMITERS, table_rows
+from llm.corpus.unpack import unpacked
+from llm.corpus.utf8 import Utf8Check
 from llm.errors import WordmillError
 from llm.file_patterns import match, no_file
 from llm.progress import say
 
 CHUNK = 1 << 20  # bytes read at a time
-PACKED_CHUNK = 1 << 14  # the same of a .zst file, which may unpack to a thousand times as much
-PARQUET_ROWS = 256  # rows decoded at a time; other writers' row groups may be as large as the file
-SNIFF = 1 << 16  # bytes at the start of a text file that must look like text
-UNDECODABLE = 0.1  # share of malformed sequences among the characters of a text file that makes it binary
-MAX_DOCUMENT = 1 << 30  # bytes of one document, or one line of JSON
-
-
-class Row(NamedTuple):
-    """A record of a JSON or Parquet file."""
-
-    values: Any
-    where: str  # file and place, for messages
-    replaced: int = 0  # malformed byte sequences that became U+FFFD
+PACKED_CHUNK = 1 << 11  # the same of a .zst file, which may unpack to 32,768 times as much
+MAX_DOCUMENT = 1 << 30  # bytes of one document or record that no setting exceeds
 
 
 class Unit(NamedTuple):
     """A stretch of documents after which reading can go on later: a file, a block of stories."""
 
     name: str  # changes when its content changes; read anew, the same name gives the same documents
-    documents: Callable[[], Iterator[Document]]
+    documents: Callable[[], Iterator[Document | BadRow]]
 
 
 def units(config: CorpusConfig, scratch: Path) -> list[Unit]:
     """A unit for each file that `config.paths` names. Raises WordmillError."""
-    return [file_unit(path, source_name(path), config, scratch) for path in find(config.paths)]
+    return [file_unit(path, source_name(path), config, scratch) for path in find(config.paths, folders=True)]
 
 
 def file_unit(path: Path, source: str, config: CorpusConfig, scratch: Path) -> Unit:
     """One file as a unit; `source` is what its documents give as their source. Raises WordmillError."""
     if not path.is_file():
-        raise WordmillError(f"{path}: {'is a folder; name its files' if path.is_dir() else 'no such file'}")
+        raise WordmillError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}")
     if kind(path.name) is None:
         raise WordmillError(f"{path}: unknown kind of file; the name must end in {endings()}")
     stat = path.stat()
     return Unit(f"{source} {stat.st_size} {stat.st_mtime_ns}", lambda: read(path, source, config, scratch))
 
 
-def find(patterns: tuple[str, ...], key: str = "corpus.paths") -> list[Path]:
-    """The files that paths and globs name, in order, each once. Raises WordmillError, which names `key`."""
+def find(patterns: tuple[str, ...], key: str = "corpus.paths", folders: bool = False) -> list[Path]:
+    """The files that paths and globs name, in order, each once; with `folders`, those in a folder that is named too.
+
+    Raises WordmillError, which names `key`.
+    """
     found: dict[Path, None] = {}
     for pattern in patterns:
         matches = match(pattern)
@@ -79,54 +69,118 @@ def find(patterns: tuple[str, ...], key: str = "corpus.paths") -> list[Path]:
         for path in matches.paths:
             if kind_of := no_file(path):
                 raise WordmillError(f"{key}: {path}: is {kind_of}; name a file")
-        found.update(dict.fromkeys(matches.paths))
+            found.update(dict.fromkeys(_in_folder(path, key) if folders and path.is_dir() else [path]))
     return list(found)
 
 
+def _in_folder(folder: Path, key: str) -> list[Path]:
+    """The files of known kinds in a folder and the folders in it, none that is hidden. Raises WordmillError."""
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    known = [path for path in files if kind(path.name) is not None]
+    if not known:
+        raise WordmillError(f"{key}: {folder}: is a folder without a file whose name ends in {endings()}")
+    if len(known) < len(files):
+        other = next(path for path in files if path not in set(known))
+        say(f"{folder}: {len(files) - len(known)} files of other kinds are left out, such as {other.name}")
+    return known
+
+
 def source_name(path: Path) -> str:
-    """What a document says of where it came from: no folder of this machine, so that all machines write the same."""
-    return path.name if path.is_absolute() else path.as_posix()
+    """What a document says of where it came from: no folder of this machine, so that all machines write the same.
+
+    Bytes of a name that are not UTF-8 become escapes such as \\xff.
+    """
+    name = path.name if path.is_absolute() else path.as_posix()
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def read(path: Path, source: str, config: CorpusConfig, scratch: Path) -> Iterator[Document]:
-    """The documents of one file. Raises WordmillError naming the file and the place in it."""
-    suffix, packing = kind(path.name) or ("", "")
-    if suffix == ".txt":
-        with _trouble_named(path):
-            yield from _plain(path, packing, source, config)
-        return
-    for row in read_rows(path, scratch, config.text_field):
-        yield Document(field_text(row.values, config.text_field, row.where), source, row.replaced)
+def read(path: Path, source: str, config: CorpusConfig, scratch: Path) -> Iterator[Document | BadRow]:
+    """The documents of one file. Raises WordmillError naming the file and the place in it.
+
+    Rows that cannot be read are among them if `config.bad_rows` is skip; otherwise the first one is raised.
+    """
+    return read_file(local_file(path), source, config, scratch)
+
+
+def read_file(file: DataFile, source: str, config: CorpusConfig, scratch: Path) -> Iterator[Document | BadRow]:
+    """`read` for a file anywhere."""
+    limit = min(config.max_document_bytes, MAX_DOCUMENT)
+    suffix, _ = kind(file.name) or ("", "")
+    if suffix in PLAIN:
+        rows: Iterator[Row | BadRow] = _plain(file, config, limit)
+    else:
+        rows = records(file, scratch, config.text_field, limit)
+    return documents_of(rows, source, config)
+
+
+def documents_of(rows: Iterator[Row | BadRow], source: str, config: CorpusConfig) -> Iterator[Document | BadRow]:
+    """Rows as documents. Raises WordmillError for the first bad row, unless `config.bad_rows` is skip."""
+    for row in rows:
+        document = row if isinstance(row, BadRow) else _document(row, source, config.text_field)
+        if isinstance(document, BadRow) and config.bad_rows == "error":
+            raise document.error
+        yield document
+
+
+def _document(row: Row, source: str, field: str) -> Document | BadRow:
+    try:
+        return Document(field_text(row.values, field, row.where), source, row.replaced)
+    except WordmillError as error:
+        return BadRow(error)
 
 
 def read_rows(path: Path, scratch: Path, field: str = "") -> Iterator[Row]:
-    """The records of a .jsonl, .json or .parquet file, packed or not; of Parquet, only the column that holds `field`,
-    or all if that is empty. Raises WordmillError naming the file and the place in it."""
-    suffix, packing = kind(path.name) or ("", "")
-    with _trouble_named(path):
-        if suffix == ".parquet":
-            yield from _parquet(path, packing, scratch, field)
-        elif suffix == ".jsonl":
-            yield from _json_lines(path, packing)
-        else:
-            yield from _json_array(path, packing)
+    """The records of a file of records, packed or not; of Parquet, only the column that holds `field`, or all if that
+    is empty. Raises WordmillError naming the file and the place in it."""
+    return good_rows(records(local_file(path), scratch, field, min(CorpusConfig.max_document_bytes, MAX_DOCUMENT)))
 
 
-@contextmanager
-def _trouble_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowException) as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WordmillError(f"{path}: cannot be read: {detail}") from None
+def good_rows(rows: Iterator[Row | BadRow]) -> Iterator[Row]:
+    """The rows up to the first bad one. Raises its WordmillError."""
+    for row in rows:
+        if isinstance(row, BadRow):
+            raise row.error
+        yield row
+
+
+def records(file: DataFile, scratch: Path, field: str, limit: int) -> Iterator[Row | BadRow]:
+    """The records of a file by its name's ending. Raises WordmillError."""
+    suffix, packing = kind(file.name) or ("", "")
+    if suffix not in RECORDS:
+        raise WordmillError(f"{file.name}: holds no records; the name must end in {endings(RECORDS)}")
+    with file.trouble_named():
+        if suffix == ".parquet" and not packing:
+            yield from parquet_rows(file, field, limit)
+            return
+        with file.open() as opened:
+            chunks = unpacked(opened, packing, CHUNK, PACKED_CHUNK)
+            if suffix == ".parquet":
+                size = opened.seek(0, 2)
+                opened.seek(0)
+                yield from packed_parquet_rows(chunks, size, scratch, file, field, limit)
+            elif suffix in LINES:
+                yield from json_lines(chunks, file.name, limit)
+            elif suffix in TABLES:
+                yield from table_rows(chunks, file.name, DELIMITERS[suffix], limit)
+            else:
+                yield from json_values(chunks, file.name, limit)
 
 
 def field_text(row: Any, field: str, where: str) -> str:
-    """The text in `field` of a row (a mapping, or a bare string). A null is empty text. Raises WordmillError."""
+    """The text in `field` of a row (a mapping, or a bare string). A null on the way is empty text.
+
+    Raises WordmillError.
+    """
     if isinstance(row, str):
         return row
     value = row
     for name in [field] if isinstance(row, Mapping) and field in row else field.split("."):
+        if value is None and isinstance(row, Mapping):
+            return ""
         if not isinstance(value, Mapping) or name not in value:
             known = ", ".join(map(str, row)) if isinstance(row, Mapping) else f"a bare {type(row).__name__}"
             raise WordmillError(f"{where}: no field {field!r} (found: {known}); set corpus.text_field")
@@ -138,203 +192,47 @@ def field_text(row: Any, field: str, where: str) -> str:
     return value
 
 
-def _plain(path: Path, packing: str, source: str, config: CorpusConfig) -> Iterator[Document]:
-    chunks = _checked(_chunks(path, packing), path)
+def _plain(file: DataFile, config: CorpusConfig, limit: int) -> Iterator[Row | BadRow]:
+    """The documents of a text file, as rows."""
+    _, packing = kind(file.name) or ("", "")
+    check = Utf8Check(file.name)
+    with file.trouble_named(), file.open() as opened:
+        chunks = check.beginning(unpacked(opened, packing, CHUNK, PACKED_CHUNK))
+        for number, data in enumerate(_pieces(chunks, config, limit), 1):
+            where = file.name if config.split_text == "file" else f"{file.name} document {number}"
+            if data is None:
+                yield too_long(where, limit)
+                continue
+            if b"\0" in data.rstrip(b"\0"):
+                raise check.binary()
+            text, replaced = check.decode(data)
+            yield Row(text, where, replaced)
+        check.judge()
+
+
+def text_lines(file: DataFile, limit: int) -> Iterator[Row | BadRow]:
+    """The lines of a text file as records with the field `text`, as data sets of the hub have them."""
+    _, packing = kind(file.name) or ("", "")
+    check = Utf8Check(file.name)
+    with file.trouble_named(), file.open() as opened:
+        chunks = line_ends(check.beginning(unpacked(opened, packing, CHUNK, PACKED_CHUNK)))
+        for number, data in enumerate(between(chunks, b"\n", limit), 1):
+            where = f"{file.name} line {number}"
+            if data is None:
+                yield too_long(where, limit)
+            elif data:
+                text, replaced = check.decode(data)
+                yield Row({"text": text}, where, replaced)
+        check.judge()
+
+
+def _pieces(chunks: Iterator[bytes], config: CorpusConfig, limit: int) -> Iterator[Piece]:
     if config.split_text == "file":
-        texts: Iterator[bytes] = iter([_whole(chunks, path)])
-    elif config.split_text == "line":
-        texts = _between(_line_ends(chunks), b"\n", path)
-    elif config.split_text == "blank_lines":
-        texts = _paragraphs(_between(_line_ends(chunks), b"\n", path))
-    else:
-        separator = config.separator.encode().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        texts = (text.strip(b"\n") for text in _between(_line_ends(chunks), separator, path))
-    for data in texts:
-        if b"\0" in data.rstrip(b"\0"):
-            raise _binary(path, "holds NUL bytes")
-        text, replaced = decode(data)
-        yield Document(text, source, replaced)
-
-
-def _checked(chunks: Iterator[bytes], path: Path) -> Iterator[bytes]:
-    """The chunks, once their start has been seen to be text."""
-    first = next(chunks, b"")
-    head = first[:SNIFF]
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise WordmillError(f"{path}: is UTF-16; convert it to UTF-8, as with `iconv -f utf-16 -t utf-8`")
-    if b"\0" in head.rstrip(b"\0"):
-        raise _binary(path, "holds NUL bytes")
-    text, replaced = decode(head)
-    if replaced > max(1, len(text) * UNDECODABLE):  # one may be a character that the end of `head` cuts
-        raise _binary(path, f"{replaced / len(text):.0%} of it is not UTF-8")
-    yield first
-    yield from chunks
-
-
-def _binary(path: Path, reason: str) -> WordmillError:
-    return WordmillError(f"{path}: not a text file ({reason}); leave it out, or convert it to UTF-8")
-
-
-def _whole(chunks: Iterator[bytes], path: Path) -> bytes:
-    data = bytearray()
-    for chunk in chunks:
-        data += chunk
-        _check_length(len(data), path)
-    return bytes(data)
-
-
-def _between(chunks: Iterator[bytes], separator: bytes, path: Path) -> Iterator[bytes]:
-    """What stands between separators, the last piece included."""
-    rest = bytearray()
-    for chunk in chunks:
-        searched = max(0, len(rest) - len(separator) + 1)
-        rest += chunk
-        if rest.find(separator, searched) >= 0:
-            *whole, last = bytes(rest).split(separator)
-            yield from whole
-            rest = bytearray(last)
-        _check_length(len(rest), path)
-    yield bytes(rest)
-
-
-def _paragraphs(lines: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines joined up to the next blank one."""
-    block: list[bytes] = []
-    for line in lines:
-        if line.strip():
-            block.append(line)
-        elif block:
-            yield b"\n".join(block)
-            block = []
-    if block:
-        yield b"\n".join(block)
-
-
-def _line_ends(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same bytes with \\n for \\r\\n and \\r, also where a chunk ends between the two."""
-    held = b""
-    for chunk in chunks:
-        chunk = held + chunk
-        held = b"\r" if chunk.endswith(b"\r") else b""
-        yield chunk[: len(chunk) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if held:
-        yield b"\n"
-
-
-def _json_lines(path: Path, packing: str) -> Iterator[Row]:
-    for number, line in enumerate(_between(_chunks(path, packing), b"\n", path), 1):
-        text, replaced = decode(line)
-        text = text.lstrip("\ufeff")
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise WordmillError(f"{path} line {number}: not valid JSON: {_json_trouble(error)}") from None
-        yield Row(row, f"{path} line {number}", replaced)
-
-
-def _json_array(path: Path, packing: str) -> Iterator[Row]:
-    """A JSON file: an array whose elements are documents, or one value. The text is held whole, its values are not."""
-    text, replaced = decode(_whole(_chunks(path, packing), path))
-    for number, row in enumerate(_elements(text.lstrip("\ufeff"), path), 1):
-        yield Row(row, f"{path} element {number}", replaced)
-        replaced = 0  # counted once for the file
-
-
-def _elements(text: str, path: Path) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
-    blank = re.compile(r"[ \t\r\n]*")
-
-    def skip(at: int) -> int:
-        return blank.match(text, at).end()  # type: ignore[union-attr]  # it matches the empty string too
-
-    def trouble(at: int, problem: str) -> WordmillError:
-        return WordmillError(f"{path} line {text.count(chr(10), 0, at) + 1}: not valid JSON: {problem}")
-
-    def value(at: int) -> tuple[Any, int]:
-        try:
-            return decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise trouble(getattr(error, "pos", at), _json_trouble(error)) from None
-
-    at = skip(0)
-    if text[at : at + 1] == "[":
-        at = skip(at + 1)
-        more = text[at : at + 1] != "]"
-        while more:
-            element, at = value(at)
-            yield element
-            at = skip(at)
-            more = text[at : at + 1] == ","
-            if more:
-                at = skip(at + 1)
-        if text[at : at + 1] != "]":
-            raise trouble(at, "expected a comma or the array's end")
-        at += 1
-    elif at < len(text):
-        element, at = value(at)
-        yield element
-    if skip(at) < len(text):
-        raise trouble(skip(at), "something follows the end")
-
-
-def _json_trouble(error: Exception) -> str:
-    return error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-
-
-def _parquet(path: Path, packing: str, scratch: Path, field: str) -> Iterator[Row]:
-    with tempfile.TemporaryFile(dir=scratch) as unpacked:
-        if packing:
-            for chunk in _chunks(path, packing):
-                unpacked.write(chunk)
-            unpacked.seek(0)
-        with pq.ParquetFile(unpacked if packing else path) as file:
-            names = file.schema_arrow.names
-            column = field if field in names else field.split(".")[0]
-            if field and column not in names:
-                raise WordmillError(f"{path}: no column {field!r} (found: {', '.join(names)}); set corpus.text_field")
-            row = 0
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[column] if field else None):
-                for values in batch.to_pylist():
-                    row += 1
-                    yield Row(values, f"{path} row {row}")
-
-
-def _chunks(path: Path, packing: str) -> Iterator[bytes]:
-    """The unpacked content, a piece at a time."""
-    with path.open("rb") as file:
-        if packing == ".zst":
-            yield from _unzstd(file)
-        elif packing == ".gz":
-            with gzip.open(file) as unpacked:
-                while chunk := unpacked.read(CHUNK):
-                    yield chunk
-        else:
-            while chunk := file.read(CHUNK):
-                yield chunk
-
-
-def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    # Not `stream_reader`: it takes a truncated file for a short one.
-    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = unpacker.decompressobj()
-    begun = False
-    while data := file.read(PACKED_CHUNK):
-        while data:
-            if frame.eof:
-                frame = unpacker.decompressobj()
-            if chunk := frame.decompress(data):
-                yield chunk
-            begun = True
-            data = frame.unused_data if frame.eof else b""
-    if not begun or not frame.eof:
-        raise EOFError("the compressed file ends too early")
-
-
-def _check_length(length: int, path: Path) -> None:
-    if length > MAX_DOCUMENT:
-        raise WordmillError(
-            f"{path}: a document of more than {MAX_DOCUMENT >> 20} MiB; split it "
-            f"(corpus.split_text: blank_lines), or use JSON lines"
-        )
+        return whole(chunks, limit)
+    lines = line_ends(chunks)
+    if config.split_text == "line":
+        return between(lines, b"\n", limit)
+    if config.split_text == "blank_lines":
+        return paragraphs(between(lines, b"\n", limit), limit)
+    separator = config.separator.encode().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return (text and text.strip(b"\n") for text in between(lines, separator, limit))

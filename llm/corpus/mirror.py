@@ -22,4 +22,5 @@ def mirrored(url: str) -> str:
         raise WordmillError(f"{VARIABLE}: {mirror!r} is not an http or https address; correct it or unset it")
     parts = urlsplit(url)
     query = f"?{parts.query}" if parts.query else ""
-    return f"{mirror.rstrip('/')}/{parts.netloc}{parts.path}{query}"
+    host = parts.netloc.rpartition("@")[2]  # without a user name and a password, which are not the mirror's
+    return f"{mirror.rstrip('/')}/{host}{parts.path}{query}"

@@ -16,8 +16,9 @@ class ExportConfig:
     model: Literal["base", "dpo"]
     formats: tuple[Format, ...]
     documents: int  # test documents for the perplexity of each format, evenly spaced; 0 = all
-    licence: str  # of the model, as its card names it
+    licence: str  # of the model, as its card names it; auto: see `llm.export.origin`
     registered_model: str  # MLflow's name for it
+    base_model: str = ""  # name of the model that pretrain.start_from is, as owner/name; empty: what its folder says
 
     def __post_init__(self) -> None:
         for form in self.formats:
@@ -28,6 +29,9 @@ class ExportConfig:
         for name in ("licence", "registered_model"):
             if not getattr(self, name).strip():
                 raise ConfigError(name, "is empty; give a name")
+        for name in ("licence", "base_model"):
+            if not getattr(self, name).isprintable():
+                raise ConfigError(name, "holds a line end or a control character; give a name")
         if not re.fullmatch(r"[\w.+@()-][\w .+@()-]{0,199}(?<! )", self.registered_model):
             raise ConfigError(
                 "registered_model",

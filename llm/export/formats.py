@@ -12,10 +12,12 @@ from llm.errors import WordmillError
 from llm.export import gguf, int8
 from llm.export.config import Format
 from llm.export.fits import check_formats as check_formats
+from llm.export.tokenizer_files import write_tokenizer_files
 from llm.model import folder
 from llm.model.layouts import layout_for
 from llm.model.transformer import Transformer
-from llm.tokenizer.tokenizer import Tokenizer
+from llm.model.weight_files import WEIGHTS, write_sums
+from llm.tokenizer.tokenizer import Tokenizer, files
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Source:
 
     @classmethod
     def load(cls, path: Path, name: str) -> "Source":
-        return cls(path, folder.load(path), Tokenizer.load(path), name)
+        tokenizer = Tokenizer.load(path)
+        return cls(path, folder.load(path, vocab_size=tokenizer.vocab_size), tokenizer, name)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,15 @@ def _copy_folder(source: Source, target: Path) -> None:
             "export.formats: huggingface: `transformers` has no class for a model with these parts; leave it out"
         )
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.folder.iterdir()):
-        shutil.copyfile(path, target / path.name)
+    for name in (WEIGHTS, "config.json", *files(source.folder)):
+        shutil.copyfile(source.folder / name, target / name)
+    write_tokenizer_files(source.tokenizer, target, source.model.config.block_size)
+    write_sums(target, [WEIGHTS])
+
+
+def _write_int8(source: Source, target: Path) -> None:
+    int8.save(source.folder, target)
+    write_tokenizer_files(source.tokenizer, target, source.model.config.block_size)
 
 
 def _read_folder(path: Path, model: Transformer) -> None:
@@ -65,7 +75,7 @@ FORMS: dict[Format, Form] = {
     "gguf-f32": _gguf("f32"),
     "gguf-f16": _gguf("f16"),
     "gguf-q8_0": _gguf("q8_0"),
-    "int8": Form(lambda name: "int8", lambda source, path: int8.save(source.folder, path), int8.read_weights),
+    "int8": Form(lambda name: "int8", _write_int8, int8.read_weights),
 }
 
 

@@ -28,8 +28,7 @@ from llm.model.exact import unknown_part
 from llm.model.layouts import LAYOUTS
 from llm.model.transformer import Transformer
 from llm.tokenizer.byte_bpe import ByteBPE
-from llm.tokenizer.huggingface import byte_characters
-from llm.tokenizer.patterns import CL100K, GPT2, O200K
+from llm.tokenizer.patterns import CL100K, GPT2, O200K, byte_characters
 from llm.tokenizer.tokenizer import Tokenizer
 
 Precision = Literal["f32", "f16", "q8_0"]
@@ -188,6 +187,7 @@ def _add_vocabulary(writer: GGUFWriter, tokenizer: ByteBPE, size: int) -> None:
     writer.add_token_list(names)
     writer.add_token_types(types)
     writer.add_token_merges([f"{names[left]} {names[right]}" for left, right in tokenizer.definition.merges])
-    writer.add_bos_token_id(tokenizer.end_of_text)
+    writer.add_bos_token_id(tokenizer.begin_of_text)
     writer.add_eos_token_id(tokenizer.end_of_text)
+    writer.add_pad_token_id(tokenizer.end_of_text)
     writer.add_add_bos_token(True)

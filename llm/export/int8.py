@@ -13,13 +13,15 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llm.errors import WordmillError
-from llm.model.folder import WEIGHTS
-from llm.model.layouts import LAYOUTS
+from llm.model.hf_configs import REMEDY, read_config
+from llm.model.layouts import LAYOUTS, READ_AS
 from llm.model.transformer import Transformer
+from llm.model.weight_files import FLOATS, WEIGHTS, tensors_of, verify_sums, write_sums
+from llm.tokenizer.tokenizer import files
 
 METHOD = "wordmill-int8"
 INTEGERS = "int8.safetensors"
@@ -35,28 +37,39 @@ def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def save(folder: Path, target: Path) -> None:
     """Write the model in `folder` to `target`, its matrices as int8; its tokenizer's files are copied."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(folder.iterdir()):
-        if path.name not in (WEIGHTS, "config.json"):
-            shutil.copyfile(path, target / path.name)
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in files(folder):
+        shutil.copyfile(folder / name, target / name)
+    settings = read_config(folder)
     settings["quantization_config"] = {"quant_method": METHOD}
     (target / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {}
-    for name, weight in load_file(folder / WEIGHTS).items():
-        tensors[name] = weight
+    for name, stored in tensors_of(folder / WEIGHTS).items():
+        tensors[name] = weight = stored.read()
         if weight.ndim == 2:
             tensors[name], tensors[f"{name}.scale"] = quantised(weight)
     save_file(tensors, target / INTEGERS, metadata={"format": "pt"})
+    write_sums(target, [INTEGERS])
     (target / INTEGERS).chmod((target / "config.json").stat().st_mode)  # safetensors lets only its writer read it
 
 
 def read_weights(folder: Path, model: Transformer) -> None:
     """Give `model` the weights of a folder that `save` made of one of its shape. Raises WordmillError for others."""
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = read_config(folder)
     if settings.get("quantization_config") != {"quant_method": METHOD}:
         raise WordmillError(f"{folder}: not an int8 folder of ours; the stage `export` makes one")
-    tensors = load_file(folder / INTEGERS)
+    verify_sums(folder)
+    tensors = tensors_of(folder / INTEGERS)
     with torch.no_grad():
-        for name, view in LAYOUTS[settings["model_type"]].views(model).items():
-            weight = tensors[name]
-            view.copy_(weight * tensors[f"{name}.scale"] if weight.dtype == torch.int8 else weight)
+        for name, view in LAYOUTS[READ_AS[settings["model_type"]]].views(model).items():
+            stored, scale = tensors.get(name), tensors.get(f"{name}.scale")
+            if stored is None or stored.shape != tuple(view.shape):
+                raise WordmillError(f"{folder / INTEGERS}: {name} is missing or has another shape; {REMEDY}")
+            quantised = stored.dtype == "I8"
+            if quantised != (scale is not None) or (not quantised and stored.dtype not in FLOATS):
+                raise WordmillError(f"{folder / INTEGERS}: {name} is neither of floats nor of integers and scales")
+            weight = stored.read()
+            if scale is not None:
+                if scale.shape != (view.shape[0], 1) or scale.dtype not in FLOATS:
+                    raise WordmillError(f"{folder / INTEGERS}: {name}.scale has another shape; {REMEDY}")
+                weight = weight * scale.read()
+            view.copy_(weight)

@@ -2,7 +2,7 @@
 
 `transformers` opens such a folder and gives the same logits, as long as it has a class for the model's mixture of
 parts; `llm.model.layouts` says for which, and what becomes of the others. Folders from elsewhere are read too: Llama,
-GPT-2 and Qwen3, in one file or in shards with an index, in any floating format. Pickled weights are not.
+Mistral, Qwen2, Qwen3 and GPT-2, in one file or in shards with an index, in any floating format.
 
 The safetensors file carries one metadata key only, because the library writes several in a random order
 (huggingface/safetensors #584) and rebuilt files must not differ.
@@ -11,26 +11,28 @@ The safetensors file carries one metadata key only, because the library writes s
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
-from llm.errors import ConfigError, WordmillError
-from llm.model.config import AttentionKind
+from llm.errors import WordmillError
+from llm.model.config import AttentionKind, ModelConfig
 from llm.model.exact import unknown_part
-from llm.model.layouts import LAYOUTS, Layout, layout_for
+from llm.model.hf_configs import REMEDY, described
+from llm.model.layouts import ABSENT, LAYOUTS, READ_AS, Layout, layout_for
 from llm.model.transformer import Transformer
+from llm.model.weight_files import FLOATS, WEIGHTS, Stored, stored_tensors, verify_sums
+from llm.strict_json import quoted
 from llm.tokenizer.tokenizer import files
 
-WEIGHTS = "model.safetensors"
 
+def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int, begin_of_text: int | None = None) -> None:
+    """Write the model and a copy of the tokenizer's files.
 
-def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) -> None:
-    """Write the model and a copy of the tokenizer's files; `end_of_text` is the id between documents."""
+    `end_of_text` is the id that ends a document. `begin_of_text` is the one that begins it, by default the same.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in files(tokenizer):
         shutil.copyfile(tokenizer / name, folder / name)
@@ -38,7 +40,7 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
     config = {
         "model_type": name,
         "vocab_size": model.vocab_size,
-        "bos_token_id": end_of_text,
+        "bos_token_id": end_of_text if begin_of_text is None else begin_of_text,
         "eos_token_id": end_of_text,
         "dtype": "float32",
     } | LAYOUTS[name].settings(model.config)
@@ -48,39 +50,35 @@ def save(model: Transformer, folder: Path, tokenizer: Path, end_of_text: int) ->
     (folder / WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors lets only its writer read it
 
 
-def load(folder: Path, attention: AttentionKind = "fused") -> Transformer:
+def load(folder: Path, attention: AttentionKind = "fused", vocab_size: int | None = None) -> Transformer:
     """The model in `folder`, fp32 on the CPU, without dropout.
 
-    Raises WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
+    Vocabularies from elsewhere may be padded: rows without a token follow the tokenizer's last one. `vocab_size`, the
+    tokenizer's, leaves them out; logits of all tokens stay as they are.
+    Names and shapes are compared with what config.json says before any memory is taken for weights. Raises
+    WordmillError for a missing or damaged folder, and for models that have what ours cannot have.
     """
-    try:
-        settings = json.loads((folder / "config.json").read_text())
-        layout = _layout(settings)
-        model = Transformer(layout.config(settings, attention), settings["vocab_size"])
-        tensors = _tensors(folder)
-    except FileNotFoundError:
-        raise WordmillError(f"{folder}: no model there (config.json is missing)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise WordmillError(f"{folder}: damaged ({error}); `dvc checkout` brings it back") from None
-    except ConfigError as error:
-        raise WordmillError(f"{folder}/config.json: {error}") from None
+    settings, config, rows = described(folder, attention)
+    layout = LAYOUTS[READ_AS[settings["model_type"]]]
+    tensors = stored_tensors(folder)
+    absent = _check_names(folder, tensors, layout, config, rows, settings["model_type"])
+    if vocab_size is not None and rows < vocab_size:
+        raise WordmillError(
+            f"{folder}: the model has {rows:,} tokens, its tokenizer {vocab_size:,}; take the model's own tokenizer"
+        )
+    verify_sums(folder)
+    model = Transformer(config, vocab_size or rows)
     if layout is not LAYOUTS["wordmill"] and (part := unknown_part(model)):
         raise WordmillError(f"{folder}: a {settings['model_type']} model cannot be read into {part}")
-    views = layout.views(model)
     with torch.no_grad():
-        for name, view in views.items():
-            found = tensors.pop(name, None)
-            if found is None:
-                found = tensors.pop(name.removeprefix(layout.prefix), None)
-            if found is None or found.shape != view.shape:
-                raise WordmillError(f"{folder}/{WEIGHTS}: {name} is missing or has another shape")
-            if not found.is_floating_point() or found.element_size() == 1:
-                raise WordmillError(f"{folder}/{WEIGHTS}: {name} is quantised ({found.dtype}); give a float copy")
-            view.copy_(found)
-    spare = layout.ignored + ("lm_head.weight",) * model.config.tie_head
-    unread = [name for name in tensors if not name.endswith(spare)]
-    if unread:
-        raise WordmillError(f"{folder}/{WEIGHTS}: {min(unread)} has no place in a {settings['model_type']} model here")
+        for name, view in layout.views(model).items():
+            if name in absent:
+                view.zero_()
+                continue
+            found = tensors[_name_there(tensors, name, layout)].read()
+            view.copy_(found[: len(view)])  # only padding is longer
+            if not view.isfinite().all():
+                raise WordmillError(f"{folder}: {quoted(name)} holds NaN or infinity; {REMEDY}")
     return model
 
 
@@ -92,37 +90,35 @@ def fingerprint(model: Transformer) -> str:
     return whole.hexdigest()
 
 
-def _layout(settings: Any) -> Layout:
-    if not isinstance(settings, dict) or settings.get("model_type") not in LAYOUTS:
-        found = settings.get("model_type") if isinstance(settings, dict) else None
-        raise ConfigError("model_type", f"{found!r} is not supported; known are {', '.join(LAYOUTS)}")
-    if settings.get("quantization_config"):
-        raise ConfigError("quantization_config", "quantised weights are not read; give a bf16 or fp32 copy")
-    if not isinstance(settings.get("vocab_size"), int):
-        raise ConfigError("vocab_size", "missing")
-    return LAYOUTS[settings["model_type"]]
+def _check_names(
+    folder: Path, tensors: Mapping[str, Stored], layout: Layout, config: ModelConfig, vocab_size: int, kind: str
+) -> set[str]:
+    """See that the tensors are those of such a model; the names of those that may be absent and are."""
+    if config.n_layer > len(tensors):
+        raise WordmillError(
+            f"{folder}: {len(tensors)} tensors are too few for the {config.n_layer} layers it should have"
+        )
+    with torch.device("meta"):
+        views = layout.views(Transformer(config, vocab_size))
+    absent, used = set(), set()
+    for name, view in views.items():
+        there = _name_there(tensors, name, layout)
+        if there not in tensors and name.endswith(ABSENT.get(kind, ())):
+            absent.add(name)
+            continue
+        found = tensors.get(there)
+        if found is None or found.shape != tuple(view.shape):
+            shape = "is missing" if found is None else f"has the shape {list(found.shape)}"
+            raise WordmillError(f"{folder}: {name} {shape}; config.json says {list(view.shape)}")
+        if found.dtype not in FLOATS:
+            raise WordmillError(f"{folder}: {name} is quantised ({found.dtype}); give a float copy")
+        used.add(there)
+    spare = layout.ignored + ("lm_head.weight",) * config.tie_head
+    unread = [name for name in tensors if name not in used and not name.endswith(spare)]
+    if unread:
+        raise WordmillError(f"{folder}: {quoted(min(unread))} has no place in a {kind} model here")
+    return absent
 
 
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of one file, or of the files that the index names."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if (folder / WEIGHTS).exists():
-        names = [WEIGHTS]
-    elif index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        pickled = [path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in sorted(folder.glob(pattern))]
-        if pickled:
-            raise WordmillError(
-                f"{folder}: {pickled[0]} is pickled, and opening it could run anything; "
-                "save it as safetensors where you trust it (save_pretrained does)"
-            )
-        names = [WEIGHTS]
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name:
-            raise WordmillError(f"{index}: {name!r} is not a file beside it")
-        if not (folder / name).exists():
-            raise WordmillError(f"{folder}: no model there ({name} is missing)")
-        tensors |= load_file(folder / name)
-    return tensors
+def _name_there(tensors: Mapping[str, Stored], name: str, layout: Layout) -> str:
+    return name if name in tensors else name.removeprefix(layout.prefix)

@@ -8,26 +8,24 @@
   is not exactly what its name stands for (`llm.model.exact`), and one whose attention has another formula: its name is
   then in the folder, too.
 
-A layout is two tables. One names the weights, as views into ours (fused matrices in their parts), so it serves saving
-and loading alike. The other translates the configuration; from a foreign folder it takes what it understands and
-refuses the rest by name, since a feature passed over would change the logits.
+Mistral's and Qwen2's folders are read as Llama's, and saved as such. Of Qwen2 the biases that it lacks are zero.
+
+A layout names the weights, as views into ours (fused matrices in their parts), so it serves saving and loading alike.
+It also writes the configuration. `llm.model.hf_configs` reads it.
 """
 
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args
 
-from llm.errors import ConfigError
 from llm.model.config import AttentionKind, ModelConfig
+from llm.model.hf_configs import GPT2_ACTIVATIONS, NOT_OF_THE_MODEL, Settings
 
 if TYPE_CHECKING:  # a check of params.yaml asks for a layout's name, without the seconds that torch takes to import
     from torch import Tensor
 
     from llm.model.transformer import Transformer
-
-Settings = dict[str, Any]  # of config.json
-NOT_OF_THE_MODEL = ("attention", "dropout")  # how it is computed and trained, not what it is
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,6 @@ class Layout:
     fits: Callable[[ModelConfig], bool]
     views: "Callable[[Transformer], dict[str, Tensor]]"  # names to views into the model's weights
     settings: Callable[[ModelConfig], Settings]
-    config: Callable[[Settings, AttentionKind], ModelConfig]  # raises ConfigError
     prefix: str = ""  # what a name may lack in a folder that was saved without the head
     ignored: tuple[str, ...] = ()  # ends of names of tensors that hold no weights
 
@@ -70,21 +67,6 @@ def _own_views(model: "Transformer") -> "dict[str, Tensor]":
 def _own_settings(config: ModelConfig) -> Settings:
     left_out = NOT_OF_THE_MODEL if same_formula(config.attention) else ("dropout",)
     return {key: value for key, value in asdict(config).items() if key not in left_out}
-
-
-def _own_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
-    values = {}
-    for name, kind in get_type_hints(ModelConfig).items():
-        if name not in NOT_OF_THE_MODEL:
-            values[name] = _read(settings, name, str if get_args(kind) else kind)
-            if get_args(kind):
-                _only(settings, name, *get_args(kind), default=None)
-    from llm.model.attention import ATTENTIONS
-
-    if "attention" in settings:  # of another formula than the others, so that none may take its place
-        _only(settings, "attention", *ATTENTIONS, default=None)
-        attention = settings["attention"]
-    return ModelConfig(**values, attention=attention, dropout=0.0)
 
 
 def _llama_views(model: "Transformer") -> "dict[str, Tensor]":
@@ -134,59 +116,6 @@ def _llama_settings(config: ModelConfig) -> Settings:
     return settings if config.qk_norm else settings | {"mlp_bias": config.bias}
 
 
-def _llama_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
-    """Of Llama and of Qwen3, whose configurations differ in the latter's windows. Defaults are `transformers`'."""
-    qwen3 = settings["model_type"] == "qwen3"
-    bias = _read(settings, "attention_bias", bool, False)
-    _only(settings, "mlp_bias", bias, default=False)
-    if qwen3:
-        _only(settings, "attention_bias", False, default=False)
-    _only(settings, "hidden_act", "silu", default="silu")
-    _only(settings, "use_sliding_window", False, default=False)
-    for kind in settings.get("layer_types") or ():
-        if kind != "full_attention":
-            raise ConfigError("layer_types", f"{kind!r} is not supported, only 'full_attention'")
-    n_head, d_model = _read(settings, "num_attention_heads", int), _read(settings, "hidden_size", int)
-    _only(settings, "head_dim", d_model // n_head, None, default=128 if qwen3 else None)
-    return ModelConfig(
-        n_layer=_read(settings, "num_hidden_layers", int),
-        n_head=n_head,
-        n_kv_head=_read(settings, "num_key_value_heads", int, n_head),
-        d_model=d_model,
-        d_ff=_read(settings, "intermediate_size", int),
-        block_size=_read(settings, "max_position_embeddings", int),
-        attention=attention,
-        position="rope",
-        rope_theta=_rope_theta(settings),
-        norm="rmsnorm",
-        norm_eps=_read(settings, "rms_norm_eps", float, 1e-6),
-        qk_norm=qwen3,
-        feed_forward="swiglu",
-        bias=bias,
-        dropout=0.0,
-        tie_head=_read(settings, "tie_word_embeddings", bool, False),
-    )
-
-
-def _rope_theta(settings: Settings) -> float:
-    """From `rope_parameters` (transformers 5), or from `rope_theta` beside an optional `rope_scaling` (before it)."""
-    for key in ("rope_parameters", "rope_scaling"):
-        rope = settings.get(key) or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
-            raise ConfigError(key, f"{kind!r} is not supported, only plain RoPE over the whole head")
-    rope = settings.get("rope_parameters") or settings
-    return float(_read(rope, "rope_theta", float, _read(settings, "rope_theta", float, 10_000.0)))
-
-
-GPT2_ACTIVATIONS: dict[str, Literal["gelu", "relu", "relu2"]] = {
-    "gelu_new": "gelu",
-    "gelu_pytorch_tanh": "gelu",
-    "relu": "relu",
-    "relu2": "relu2",
-}
-
-
 def _fits_gpt2(config: ModelConfig) -> bool:
     return (
         config.position in ("learned", "sinusoidal")
@@ -199,11 +128,9 @@ def _fits_gpt2(config: ModelConfig) -> bool:
 
 
 def _gpt2_views(model: "Transformer") -> "dict[str, Tensor]":
-    from torch import Tensor
 
     ours = _own_views(model)
-    positions = model.position.weight
-    assert isinstance(positions, Tensor)  # a parameter or a buffer
+    positions: Any = model.position.weight  # a parameter or a buffer
     views = {"transformer.wte.weight": ours["embedding.weight"], "transformer.wpe.weight": positions.data}
     if not model.config.tie_head:
         views["lm_head.weight"] = ours["head.weight"]
@@ -241,34 +168,6 @@ def _gpt2_settings(config: ModelConfig) -> Settings:
     }
 
 
-def _gpt2_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
-    activation = settings.get("activation_function", "gelu_new")
-    _only(settings, "activation_function", *GPT2_ACTIVATIONS, default="gelu_new")
-    _only(settings, "scale_attn_weights", True, default=True)
-    _only(settings, "scale_attn_by_inverse_layer_idx", False, default=False)
-    _only(settings, "add_cross_attention", False, default=False)
-    _only(settings, "position", "learned", "sinusoidal", default="learned")
-    n_head, d_model = _read(settings, "n_head", int), _read(settings, "n_embd", int)
-    return ModelConfig(
-        n_layer=_read(settings, "n_layer", int),
-        n_head=n_head,
-        n_kv_head=n_head,
-        d_model=d_model,
-        d_ff=_read(settings, "n_inner", int, 4 * d_model),
-        block_size=_read(settings, "n_positions", int),
-        attention=attention,
-        position=settings.get("position", "learned"),
-        rope_theta=10_000.0,
-        norm="layernorm",
-        norm_eps=_read(settings, "layer_norm_epsilon", float, 1e-5),
-        qk_norm=False,
-        feed_forward=GPT2_ACTIVATIONS[activation],
-        bias=True,
-        dropout=0.0,
-        tie_head=_read(settings, "tie_word_embeddings", bool, True),
-    )
-
-
 def _fits_llama(config: ModelConfig) -> bool:
     return config.position == "rope" and config.norm == "rmsnorm" and config.feed_forward == "swiglu"
 
@@ -278,7 +177,6 @@ LAYOUTS: dict[str, Layout] = {
         fits=lambda config: _fits_llama(config) and not config.qk_norm,
         views=_llama_views,
         settings=_llama_settings,
-        config=_llama_config,
         prefix="model.",
         ignored=(".rotary_emb.inv_freq",),
     ),
@@ -286,18 +184,23 @@ LAYOUTS: dict[str, Layout] = {
         fits=lambda config: _fits_llama(config) and config.qk_norm and not config.bias,
         views=_llama_views,
         settings=_llama_settings,
-        config=_llama_config,
         prefix="model.",
     ),
     "gpt2": Layout(
         fits=_fits_gpt2,
         views=_gpt2_views,
         settings=_gpt2_settings,
-        config=_gpt2_config,
         prefix="transformer.",
         ignored=(".attn.bias", ".attn.masked_bias"),
     ),
-    "wordmill": Layout(fits=lambda _: True, views=_own_views, settings=_own_settings, config=_own_config),
+    "wordmill": Layout(fits=lambda _: True, views=_own_views, settings=_own_settings),
+}
+
+
+# The layout of each model_type that is read, and the ends of names of tensors that may be absent: they are zero then.
+READ_AS: dict[str, str] = {**{name: name for name in LAYOUTS}, "mistral": "llama", "qwen2": "llama"}
+ABSENT: dict[str, tuple[str, ...]] = {
+    "qwen2": (".o_proj.bias", ".gate_proj.bias", ".up_proj.bias", ".down_proj.bias"),
 }
 
 
@@ -305,21 +208,3 @@ def _widths(config: ModelConfig) -> tuple[int, int, int]:
     """Of queries, keys and values in their fused matrix."""
     kv_width = config.n_kv_head * config.d_head
     return config.d_model, kv_width, kv_width
-
-
-def _read(settings: Settings, key: str, kind: type, default: Any = None) -> Any:
-    """The value of a key; `default` if it is not there or null. Raises ConfigError where there is none either."""
-    value = settings.get(key)
-    if value is None:
-        value = default
-    if value is None:
-        raise ConfigError(key, "missing")
-    if not isinstance(value, (int, float) if kind is float else kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(key, f"{value!r} is not what belongs there")
-    return value
-
-
-def _only(settings: Settings, key: str, *supported: Any, default: Any) -> None:
-    value = settings.get(key, default)
-    if value not in supported:
-        raise ConfigError(key, f"{value!r} is not supported, only {' or '.join(map(repr, supported))}")

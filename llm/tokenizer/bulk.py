@@ -61,13 +61,21 @@ def encode_batches(
 
 def _one_by_one(batch: Batch, tokenizer: Tokenizer) -> Encoded:
     content, ends = batch.text.tobytes(), batch.ends.tolist()
+    opening = np.array([tokenizer.begin_of_text] * begins_by_itself(tokenizer), np.uint32)
     closing = np.array([tokenizer.end_of_text], np.uint32)
     documents = [
-        np.concatenate([tokenizer.encode_array(content[start:end].decode()), closing], dtype=np.uint32, casting="safe")
+        np.concatenate(
+            [opening, tokenizer.encode_array(content[start:end].decode()), closing], dtype=np.uint32, casting="safe"
+        )
         for start, end in pairwise(ends)
     ]
     id_ends = np.cumsum([0, *map(len, documents)], dtype=np.int64)
     return Encoded(np.concatenate(documents) if documents else closing[:0], id_ends, np.diff(batch.ends))
+
+
+def begins_by_itself(tokenizer: Tokenizer) -> bool:
+    """Whether a document begins with a token of its own, besides the one that ends the document before it."""
+    return tokenizer.begin_of_text != tokenizer.end_of_text
 
 
 class BulkEncoder:
@@ -76,7 +84,8 @@ class BulkEncoder:
     @staticmethod
     def can_encode(tokenizer: Tokenizer) -> bool:
         """Whether its words are found by compiled code, and its ids follow from merges."""
-        return isinstance(tokenizer, ByteBPE) and tokenizer.definition.pattern in SCANNED
+        known = isinstance(tokenizer, ByteBPE) and tokenizer.definition.pattern in SCANNED
+        return known and not begins_by_itself(tokenizer)
 
     def __init__(self, tokenizer: ByteBPE) -> None:
         self.tokenizer = tokenizer

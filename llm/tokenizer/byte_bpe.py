@@ -6,7 +6,7 @@ disk it is Hugging Face's tokenizer.json, which `transformers` opens with the sa
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from llm.tokenizer.huggingface import Definition, Pair
 from llm.tokenizer.tokenizer import Tokenizer, valid_utf8, write_files
 
 # tiktoken's pattern engine gives up (with a panic) on about a million characters of white space in a row.
-LONG_SPACE = regex.compile(r"\s{100000}")
+LONG_SPACE = 100_000
+# In linear time: the first part fails after a hundred characters at most, the second gives nothing back.
+WHITE_SPACE = regex.compile(r"\s{100}\s*+")
 ANYTHING = r"(?s:.+)"
 
 
@@ -36,13 +38,13 @@ class ByteBPE(Tokenizer):
         self._encoding = self._tiktoken(definition.pattern)
 
     @classmethod
-    def from_merges(cls, merges: Sequence[Pair], pattern: str, special_tokens: Iterable[str]) -> "ByteBPE":
+    def from_merges(cls, merges: Sequence[Pair], pattern: str, special_tokens: Sequence[str]) -> "ByteBPE":
         """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last."""
         return cls(huggingface.definition_of(merges, pattern, special_tokens))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; equal tokenizers give equal bytes."""
-        config = huggingface.tokenizer_config_json(self.definition.end_of_text)
+        config = huggingface.tokenizer_config_json(self.definition.end_of_text, self.definition.begin_of_text)
         content = huggingface.tokenizer_json(self.definition)
         write_files(folder, {"tokenizer.json": content.encode(), "tokenizer_config.json": config.encode()})
 
@@ -58,6 +60,10 @@ class ByteBPE(Tokenizer):
     def end_of_text(self) -> int:
         return self.definition.special_tokens[self.definition.end_of_text]
 
+    @property
+    def begin_of_text(self) -> int:
+        return self.definition.special_tokens[self.definition.begin_of_text or self.definition.end_of_text]
+
     @cached_property
     def fingerprint(self) -> str:
         content = [
@@ -66,13 +72,15 @@ class ByteBPE(Tokenizer):
             self.definition.pattern,
             sorted(self.definition.special_tokens.items()),
         ]
+        if self.definition.begin_of_text:
+            content.append(self.definition.begin_of_text)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def encode_array(self, text: str) -> np.ndarray:
         encoded = valid_utf8(text)
         if not self.definition.merges:
             return self._byte_ids[np.frombuffer(encoded, np.uint8)]
-        if LONG_SPACE.search(text):
+        if _has_long_space(text):
             return np.array(self._encode_words(text), np.uint32)
         return self._encoding.encode_to_numpy(text, disallowed_special=())
 
@@ -102,3 +110,9 @@ class ByteBPE(Tokenizer):
     def encode_word(self, word: str) -> list[int]:
         """The ids of what is one word, of any length."""
         return self._whole_words.encode_ordinary(word)
+
+
+def _has_long_space(text: str) -> bool:
+    if len(text) < LONG_SPACE:
+        return False
+    return any(match.end() - match.start() >= LONG_SPACE for match in WHITE_SPACE.finditer(text))

@@ -8,7 +8,7 @@ import regex
 
 from llm.errors import ConfigError
 from llm.limits import check_limits
-from llm.tokenizer.patterns import CL100K, GPT2, O200K
+from llm.tokenizer.patterns import CL100K, GPT2, O200K, byte_characters
 from llm.tokenizer.tokenizer import END_OF_TEXT
 
 PATTERNS = {"gpt2": GPT2, "cl100k": CL100K, "o200k": O200K}
@@ -44,6 +44,13 @@ class TokenizerConfig:
             raise ConfigError("special_tokens", "holds one twice")
         if any(not token or token != token.strip() for token in self.special_tokens):
             raise ConfigError("special_tokens", "one is empty or begins or ends with white space")
+        for token in self.special_tokens:
+            if self.kind in ("bpe", "bytes") and token in byte_characters():
+                raise ConfigError(
+                    "special_tokens", f"{token!r} stands for a byte in tokenizer.json; use a longer name, <|{token}|>"
+                )
+            if not token.isprintable():
+                raise ConfigError("special_tokens", f"{token!r} holds a control character; use another name")
         if self.reserve_rest and any(token.startswith(RESERVED.partition("{")[0]) for token in self.special_tokens):
             raise ConfigError("special_tokens", f"reserve_rest makes {RESERVED.format(0)} and so on; use other names")
         least = 256 + len(self.special_tokens) + (self.kind == "sentencepiece")  # its <unk>

@@ -3,10 +3,12 @@
 A tokenizer.json that tiktoken is known to encode exactly (`huggingface.definition` says which) becomes a `ByteBPE`,
 like those trained here. Any other way of cutting text into words, SmolLM2's with its single digits for one, is left to
 the `tokenizers` library: slower, and right by definition. What could not be decoded again (normalisers, splits that
-drop text, a space put in front) or is no byte-level BPE is refused by name.
+drop text, a space put in front) or is no byte-level BPE is refused by name. One normaliser is left out instead: NFC
+(Qwen2.5, Qwen3, GPT-NeoX) changes no text of a corpus, since all of it is NFC already.
 
-The special token that stands between documents is <|endoftext|> if there is one, else the `eos_token` of the
-tokenizer_config.json beside the file.
+The special token that ends a document is <|endoftext|> if there is one, else the `eos_token` of the
+tokenizer_config.json beside the file. Another token begins a document where the file puts one in front of each text, or
+where the settings name a `bos_token` beside that `eos_token` (Llama 3).
 """
 
 import hashlib
@@ -21,8 +23,11 @@ import numpy as np
 import regex
 
 from llm.errors import WordmillError
+from llm.strict_json import check_json, parse_json, quoted
 from llm.tokenizer import huggingface
 from llm.tokenizer.byte_bpe import ByteBPE
+from llm.tokenizer.file_schema import SETTINGS, File, Id, Name, Normalizer, check_names, name_of, read_settings
+from llm.tokenizer.file_schema import read_file as read_tokenizer_file
 from llm.tokenizer.huggingface import Definition, Unknown
 from llm.tokenizer.patterns import GPT2, cut
 from llm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer, valid_utf8, write_files
@@ -39,12 +44,14 @@ CUTS = ("Split", "Digits", "Punctuation", "ByteLevel")  # pre-tokenizers that ke
 class HuggingFaceBPE(Tokenizer):
     """A byte-level BPE that is encoded by Hugging Face's library."""
 
-    def __init__(self, content: Mapping[str, Any], end_of_text: str) -> None:
+    def __init__(self, content: Mapping[str, Any], end_of_text: str, begin_of_text: str = "") -> None:
+        added = content.get("added_tokens") or []
+        self._added = {token["content"]: token["id"] for token in added}
+        self._special = {token["content"]: token["id"] for token in added if token.get("special")}
+        self._end_of_text, self._begin_of_text = end_of_text, begin_of_text
         # What is put around or cut off a text is not the business of encoding it.
-        self.content = {**content, "post_processor": None, "truncation": None, "padding": None}
-        self._end_of_text = end_of_text
-        self._added = {token["content"]: token["id"] for token in content["added_tokens"]}
-        self._special = {token["content"]: token["id"] for token in content["added_tokens"] if token["special"]}
+        own = {"post_processor": huggingface.own_beginning(begin_of_text, self._special)}
+        self.content = {**content, "normalizer": None, **own, "truncation": None, "padding": None}
 
     @cached_property
     def tokens(self) -> tuple[bytes, ...]:
@@ -62,13 +69,17 @@ class HuggingFaceBPE(Tokenizer):
     def end_of_text(self) -> int:
         return self._special[self._end_of_text]
 
+    @property
+    def begin_of_text(self) -> int:
+        return self._special[self._begin_of_text or self._end_of_text]
+
     @cached_property
     def fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     def encode_array(self, text: str) -> np.ndarray:
         valid_utf8(text)
-        with _giving_up_told(text):
+        with _library_errors(text):
             return np.array(self._library.encode(text, add_special_tokens=False).ids, np.uint32)
 
     @cached_property
@@ -82,7 +93,7 @@ class HuggingFaceBPE(Tokenizer):
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; equal tokenizers give equal bytes."""
         content = json.dumps(self.content, indent=1, ensure_ascii=False) + "\n"
-        config = huggingface.tokenizer_config_json(self._end_of_text)
+        config = huggingface.tokenizer_config_json(self._end_of_text, self._begin_of_text)
         write_files(folder, {"tokenizer.json": content.encode(), "tokenizer_config.json": config.encode()})
 
 
@@ -102,7 +113,7 @@ def check_cut(pattern: str, texts: Iterable[str]) -> None:
     left = CHECKED
     for text in texts:
         piece = text[:left]
-        with _giving_up_told(piece):
+        with _library_errors(piece):
             theirs = [word for word, _ in split.pre_tokenize_str(piece)] if piece else []
         ours = cut(piece, expression)
         for our, their in zip(ours, theirs, strict=False):
@@ -117,17 +128,19 @@ def check_cut(pattern: str, texts: Iterable[str]) -> None:
 
 
 @contextmanager
-def _giving_up_told(text: str) -> Iterator[None]:
-    """Hugging Face's engine panics where an expression tries too much; Rust's own lines go to standard error."""
+def _library_errors(text: str) -> Iterator[None]:
+    """Errors of Hugging Face's library, which have no type of their own; its panics' lines go to standard error."""
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        if type(error).__name__ == "PanicException":
+            raise WordmillError(
+                f"Hugging Face's library gives up on the text that begins {text[:40]!r} ({error}); "
+                "it is the split pattern: repeats within repeats do that, such as (a+)+"
+            ) from None
+        if type(error) is not Exception:
             raise
-        raise WordmillError(
-            f"Hugging Face's library gives up on the text that begins {text[:40]!r} ({error}); "
-            "it is the split pattern: repeats within repeats do that, such as (a+)+"
-        ) from None
+        raise WordmillError(f"Hugging Face's library does not take it: {error}") from None
 
 
 def read_file(path: Path) -> Tokenizer:
@@ -158,31 +171,46 @@ def files_at(path: Path) -> list[Path]:
 
 def read_json(path: Path) -> Tokenizer:
     """The tokenizer in a tokenizer.json. Raises WordmillError for a missing, damaged or unsupported one."""
-    content = huggingface.read(path)
+    content, file = read_tokenizer_file(path)
     try:
-        _check_supported(content)
-        end_of_text = _end_of_text(content, path)
+        _check_supported(file)
+        begin, end = _ends(file, path)
         try:
-            return ByteBPE(huggingface.definition(content, end_of_text))
+            return ByteBPE(huggingface.definition(file, end, begin))
         except Unknown:
-            tokenizer = HuggingFaceBPE(content, end_of_text)
-            tokenizer.encode("a")
+            tokenizer = HuggingFaceBPE(content, end, begin)
+            _check_round_trip(tokenizer)
             return tokenizer
     except WordmillError as error:
         raise WordmillError(f"{path}: {error}") from None
-    except Exception as error:  # the library's own errors have no common type
-        raise WordmillError(f"{path}: not a well-formed byte-level BPE ({type(error).__name__}: {error})") from None
+
+
+def _check_round_trip(tokenizer: HuggingFaceBPE) -> None:
+    """See that text comes back, and that text that spells special tokens becomes none. Raises WordmillError."""
+    try:
+        for text in ("a  b\n\x00\u00e9\U0001f600 123", " ".join(list(tokenizer.special_tokens)[:50])):
+            ids = tokenizer.encode(text)
+            if tokenizer.decode(ids) != text or set(ids) & set(tokenizer.special_tokens.values()):
+                raise WordmillError(f"text does not come back as it was: {quoted(text)}")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise WordmillError(f"not a well-formed byte-level BPE ({error})") from None
 
 
 def read_merges(merges: Path, ids: Path) -> ByteBPE:
     """GPT-2's layout: a line "left right" for each merge, and the ids of all tokens as JSON. Raises WordmillError."""
-    return ByteBPE(merge_files(merges.read_bytes(), ids.read_bytes(), f"{merges} and {ids.name}"))
+    try:
+        contents = merges.read_bytes(), ids.read_bytes()
+    except OSError as error:
+        raise WordmillError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    return ByteBPE(merge_files(*contents, f"{merges} and {ids.name}"))
 
 
 def merge_files(merges: bytes, ids: bytes, source: str) -> Definition:
     """The same from the files' bytes; `source` is named in errors. Raises WordmillError."""
+    problem = f"{source}: not a byte-level BPE as GPT-2's is"
+    vocabulary: dict[str, int] = check_json(parse_json(ids, problem), dict[Name, Id], problem)
     try:
-        vocabulary: dict[str, int] = json.loads(ids)
+        check_names(vocabulary, {})
         lines = [line for line in merges.decode().splitlines() if line and not line.startswith("#version")]
         pairs = tuple((vocabulary[left], vocabulary[right]) for left, right in (line.split(" ") for line in lines))
         if END_OF_TEXT not in vocabulary:
@@ -190,53 +218,73 @@ def merge_files(merges: bytes, ids: bytes, source: str) -> Definition:
         tokens = huggingface.byte_tokens({name: i for name, i in vocabulary.items() if name != END_OF_TEXT})
         if pairs != huggingface.merges_of(tokens):
             raise Unknown("the merges do not make the tokens")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise WordmillError(f"{source}: not a byte-level BPE as GPT-2's is: {error}") from None
+    except KeyError as error:
+        raise WordmillError(f"{problem}: {quoted(error.args[0])} is no token") from None
+    except (ValueError, WordmillError) as error:
+        raise WordmillError(f"{problem}: {error}") from None
     return Definition(tokens, pairs, GPT2, {END_OF_TEXT: vocabulary[END_OF_TEXT]})
 
 
-def _check_supported(content: Mapping[str, Any]) -> None:
+def _check_supported(file: File) -> None:
     """Refuse, by name, what is no byte-level BPE or does not give text back. Raises WordmillError."""
-    model = content["model"]
-    if model.get("type") != "BPE":
-        raise WordmillError(f"a model of type {model.get('type')} is not supported; only byte-level BPE is")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
-        if model.get(name):
-            raise WordmillError(f"model.{name} {model[name]!r} is not supported; only plain byte-level BPE is")
-    if content.get("normalizer"):
-        kind = content["normalizer"].get("type")
-        raise WordmillError(f"the normalizer {kind} is not supported: it changes text, so decoding could not undo it")
-    pre_tokenizer = content.get("pre_tokenizer") or {"type": "none"}
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
+        if value := getattr(file.model, name):
+            raise WordmillError(f"model.{name} {quoted(value)} is not supported; only plain byte-level BPE is")
+    for normalizer in _normalizers(file.normalizer):
+        if normalizer.type != "NFC":
+            raise WordmillError(
+                f"the normalizer {quoted(normalizer.type)} is not supported: it changes text, so decoding could not "
+                "undo it"
+            )
+    steps = huggingface.steps_of(file.pre_tokenizer)
     for step in steps:
-        if step["type"] not in CUTS or step.get("behavior") == "Removed":
-            raise WordmillError(f"the pre-tokenizer {step['type']} is not supported; {', '.join(CUTS)} are")
-        if step.get("add_prefix_space"):
+        if step.type not in CUTS or step.behavior == "Removed":
+            raise WordmillError(f"the pre-tokenizer {quoted(step.type)} is not supported; {', '.join(CUTS)} are")
+        if step.add_prefix_space:
             raise WordmillError("add_prefix_space is not supported: decoding could not tell that space from the text's")
-    if not any(step["type"] == "ByteLevel" for step in steps):
+    if not any(step.type == "ByteLevel" for step in steps):
         raise WordmillError("the pre-tokenizer turns nothing into bytes; only byte-level BPE is supported")
-    for token in content["added_tokens"]:
-        if not token["special"] and (token["lstrip"] or token["rstrip"]):
-            raise WordmillError(f"the added token {token['content']!r} swallows the spaces beside it: not supported")
-    specials = {token["content"] for token in content["added_tokens"]}
+    for token in file.added_tokens:
+        if not token.special and (token.lstrip or token.rstrip):
+            raise WordmillError(f"the added token {quoted(token.content)} swallows the spaces beside it: not supported")
+    added = {token.content for token in file.added_tokens}
     try:
-        huggingface.byte_tokens({name: number for name, number in model["vocab"].items() if name not in specials})
+        huggingface.byte_tokens({name: number for name, number in file.model.vocab.items() if name not in added})
     except Unknown as error:
         raise WordmillError(f"not byte-level: {error}") from None
 
 
-def _end_of_text(content: Mapping[str, Any], path: Path) -> str:
-    """The special token between documents. Raises WordmillError if the files name none."""
-    specials = [token["content"] for token in content["added_tokens"] if token["special"]]
-    if END_OF_TEXT in specials:
-        return END_OF_TEXT
-    beside = path.with_name("tokenizer_config.json")
-    if beside.exists():
-        eos = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
-        name: str = eos["content"] if isinstance(eos, dict) else eos
-        if name in specials:
-            return name
-    raise WordmillError(
-        f"no special token {END_OF_TEXT}, and no tokenizer_config.json beside it whose eos_token is one of its own "
-        f"({', '.join(specials) or 'it has none'})"
-    )
+def _normalizers(normalizer: Normalizer | None) -> list[Normalizer]:
+    if normalizer is None:
+        return []
+    return normalizer.normalizers or [] if normalizer.type == "Sequence" else [normalizer]
+
+
+def _ends(file: File, path: Path) -> tuple[str, str]:
+    """The special token that begins a document, empty if it is the same, and the one that ends it.
+
+    Raises WordmillError if the files name none.
+    """
+    specials = [token.content for token in file.added_tokens if token.special]
+    settings = read_settings(path.with_name(SETTINGS))
+    end = END_OF_TEXT if END_OF_TEXT in specials else name_of(settings.eos_token)
+    if end not in specials:
+        names = ", ".join(specials[:20]) or "it has none"
+        raise WordmillError(
+            f"no special token {END_OF_TEXT}, and no {SETTINGS} beside it whose eos_token is one of its own ({names})"
+        )
+    named = name_of(settings.bos_token) if end != END_OF_TEXT else ""
+    begin = _put_in_front(file.post_processor) or named
+    return begin if begin in specials and begin != end else "", end
+
+
+def _put_in_front(post_processor: dict[str, Any] | None) -> str:
+    """The token that a post-processor puts in front of a text; empty if it puts none or is of another kind."""
+    steps = (post_processor or {}).get("processors") or [post_processor]
+    for step in steps if isinstance(steps, list) else []:
+        template = step.get("single") if isinstance(step, dict) else None
+        first = template[0] if isinstance(template, list) and template else None
+        token = first.get("SpecialToken") if isinstance(first, dict) else None
+        if isinstance(token, dict) and isinstance(token.get("id"), str):
+            return str(token["id"])
+    return ""

@@ -14,11 +14,10 @@ by tiktoken.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from llm.errors import WordmillError
-from llm.tokenizer.patterns import GPT2, KNOWN
+from llm.tokenizer.file_schema import File, Step, check_specials
+from llm.tokenizer.patterns import GPT2, KNOWN, byte_characters
 from llm.tokenizer.tokenizer import END_OF_TEXT
 
 Pair = tuple[int, int]
@@ -31,30 +30,32 @@ class Definition(NamedTuple):
     merges: tuple[Pair, ...]  # the ids that make each token of more than one byte, in the order of their ids
     pattern: str  # how text falls into words
     special_tokens: dict[str, int]
-    end_of_text: str = END_OF_TEXT  # which of them stands between documents
+    end_of_text: str = END_OF_TEXT  # which of them ends a document
+    begin_of_text: str = ""  # which of them begins one, if it is another
 
 
-def definition_of(merges: Sequence[Pair], pattern: str, special_tokens: Iterable[str]) -> Definition:
-    """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last."""
+def definition_of(merges: Sequence[Pair], pattern: str, special_tokens: Sequence[str]) -> Definition:
+    """Bytes are ids 0 to 255, the merges follow in order, the special tokens come last.
+
+    Raises WordmillError where a special token has the name of a token of text.
+    """
     tokens = [bytes([byte]) for byte in range(256)]
     for left, right in merges:
         tokens.append(tokens[left] + tokens[right])
+    check_specials(names_of(tokens), special_tokens)
     specials = {token: len(tokens) + i for i, token in enumerate(special_tokens)}
     return Definition(tuple(tokens), tuple(merges), pattern, specials)
 
 
-def byte_characters() -> list[str]:
-    """The character for each byte: itself where it is printable, else the next one free from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-    return [table[byte] for byte in range(256)]
+def names_of(tokens: Iterable[bytes]) -> list[str]:
+    """Tokens as tokenizer.json writes them: a character for each byte."""
+    characters = byte_characters()
+    return ["".join(characters[byte] for byte in token) for token in tokens]
 
 
 def tokenizer_json(definition: Definition) -> str:
     """The content of tokenizer.json."""
-    characters = byte_characters()
-    names = ["".join(characters[byte] for byte in token) for token in definition.tokens]
+    names = names_of(definition.tokens)
     specials = [
         {
             "id": number,
@@ -76,7 +77,7 @@ def tokenizer_json(definition: Definition) -> str:
         "added_tokens": specials,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, to_bytes]},
-        "post_processor": None,
+        "post_processor": own_beginning(definition.begin_of_text, definition.special_tokens),
         "decoder": to_bytes,
         "model": {
             "type": "BPE",
@@ -94,11 +95,28 @@ def tokenizer_json(definition: Definition) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def tokenizer_config_json(end_of_text: str) -> str:
+def own_beginning(begin_of_text: str, special_tokens: Mapping[str, int]) -> dict[str, Any] | None:
+    """The post-processor of a tokenizer whose documents begin with a token of their own; None for others."""
+    return beginning(begin_of_text, special_tokens[begin_of_text]) if begin_of_text else None
+
+
+def beginning(token: str, number: int) -> dict[str, Any]:
+    """The post-processor that puts `token` in front of each text."""
+    special = {"SpecialToken": {"id": token, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, special, second],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+    }
+
+
+def tokenizer_config_json(end_of_text: str, begin_of_text: str = "") -> str:
     """The content of tokenizer_config.json, by which `transformers.AutoTokenizer` opens the folder."""
     content = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end_of_text,
+        "bos_token": begin_of_text or end_of_text,
         "eos_token": end_of_text,
         "clean_up_tokenization_spaces": False,
     }
@@ -109,38 +127,21 @@ class Unknown(ValueError):
     """A tokenizer.json that may be good, but is not one that tiktoken's way of merging is known to be right for."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a tokenizer.json. Raises WordmillError."""
+def definition(file: File, end_of_text: str = END_OF_TEXT, begin_of_text: str = "") -> Definition:
+    """What a tokenizer.json says, if tiktoken can do exactly that. Raises Unknown if not."""
+    if file.model.dropout or not all(token.special for token in file.added_tokens):
+        raise Unknown("merges left out at random, or tokens that are found in text before it falls into words")
+    specials = {token.content: token.id for token in file.added_tokens}
+    names = file.model.vocab
+    tokens = byte_tokens({name: number for name, number in names.items() if name not in specials})
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in file.model.merges]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WordmillError(f"{path}: not found; the stage `tokenizer` makes it") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WordmillError(f"{path}: not JSON ({error}); `dvc checkout` brings it back") from None
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise WordmillError(f"{path}: not a tokenizer.json: it names no model")
-    return content
-
-
-def definition(content: Mapping[str, Any], end_of_text: str = END_OF_TEXT) -> Definition:
-    """What a tokenizer.json says, if tiktoken can do exactly that.
-
-    Raises Unknown if not, and KeyError, TypeError, AttributeError for a file that is not well-formed.
-    """
-    model = content["model"]
-    if model["type"] != "BPE" or content.get("normalizer") or model.get("dropout"):
-        raise Unknown("another kind of tokenizer")
-    added = content.get("added_tokens") or []
-    if not all(token["special"] for token in added):
-        raise Unknown("tokens that are found in text before it falls into words")
-    specials: dict[str, int] = {token["content"]: token["id"] for token in added}
-    tokens = byte_tokens({name: number for name, number in model["vocab"].items() if name not in specials})
-    names: dict[str, int] = model["vocab"]
-    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    merges = tuple((names[left], names[right]) for left, right in pairs)
+        merges = tuple((names[left], names[right]) for left, right in pairs)
+    except (KeyError, ValueError):
+        raise Unknown("a merge of what are no tokens") from None
     if merges != merges_of(tokens):
         raise Unknown("merges that do not follow from the order of the tokens")
-    return Definition(tokens, merges, _pattern(content["pre_tokenizer"]), specials, end_of_text)
+    return Definition(tokens, merges, _pattern(file.pre_tokenizer), specials, end_of_text, begin_of_text)
 
 
 def byte_tokens(ids: Mapping[str, int]) -> tuple[bytes, ...]:
@@ -183,16 +184,22 @@ def merges_of(tokens: Sequence[bytes]) -> tuple[Pair, ...]:
     return tuple(merges)
 
 
-def _pattern(pre_tokenizer: Mapping[str, Any]) -> str:
+def _pattern(pre_tokenizer: Step | None) -> str:
     """The split pattern, if it is one that both libraries are known to read alike."""
-    steps = pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
-    *splits, to_bytes = steps
-    if to_bytes["type"] == "ByteLevel" and not to_bytes["add_prefix_space"]:
-        own = to_bytes.get("use_regex", True)
+    steps = steps_of(pre_tokenizer)
+    if steps and steps[-1].type == "ByteLevel" and not steps[-1].add_prefix_space:
+        splits, own = steps[:-1], steps[-1].use_regex is not False
         if own and not splits:
             return GPT2
-        if not own and len(splits) == 1 and (splits[0]["type"], splits[0].get("behavior")) == ("Split", "Isolated"):
-            pattern: str = splits[0]["pattern"].get("Regex", "")
-            if pattern in KNOWN and not splits[0]["invert"]:
-                return pattern
+        if not own and len(splits) == 1 and (splits[0].type, splits[0].behavior) == ("Split", "Isolated"):
+            pattern = splits[0].pattern.Regex if splits[0].pattern else None
+            if pattern in KNOWN and not splits[0].invert:
+                return str(pattern)
     raise Unknown("another way of cutting text into words")
+
+
+def steps_of(pre_tokenizer: Step | None) -> list[Step]:
+    """The steps of a pre-tokenizer, in order."""
+    if pre_tokenizer is None:
+        return []
+    return pre_tokenizer.pretokenizers or [] if pre_tokenizer.type == "Sequence" else [pre_tokenizer]

@@ -48,3 +48,11 @@ def cut(text: str, expression: "regex.Pattern[str]") -> list[str]:
             "repeats within repeats do that, such as (a+)+"
         ) from None
     return [word for word in (*words, text[at:]) if word]
+
+
+def byte_characters() -> list[str]:
+    """The character for each byte: itself where it is printable, else the next one free from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+    return [table[byte] for byte in range(256)]

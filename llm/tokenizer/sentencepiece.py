@@ -55,7 +55,9 @@ class SentencePiece(Tokenizer):
             return cls(path.read_bytes())
         except WordmillError as error:
             raise WordmillError(f"{path}: {error}") from None
-        except RuntimeError:
+        except OSError as error:
+            raise WordmillError(f"{path}: cannot be read ({error.strerror})") from None
+        except (RuntimeError, UnicodeDecodeError, ValueError):
             raise WordmillError(f"{path}: not a SentencePiece model; `dvc checkout` brings it back") from None
 
     @cached_property

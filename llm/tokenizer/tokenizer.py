@@ -48,7 +48,12 @@ class Tokenizer(Protocol):
     @property
     @abstractmethod
     def end_of_text(self) -> int:
-        """The id that stands between documents."""
+        """The id that ends a document."""
+
+    @property
+    def begin_of_text(self) -> int:
+        """The id that begins a document; `end_of_text` for tokenizers that have one token between documents."""
+        return self.end_of_text
 
     @property
     @abstractmethod

@@ -178,7 +178,7 @@ def encoded(prompt: str | list[Any], served: Served) -> list[int]:
         return prompt
     if len(prompt) > block_size * served.longest_token:  # not worth encoding
         raise too_long(block_size, f"{len(prompt):,} characters")
-    return [served.tokenizer.end_of_text, *served.tokenizer.encode(prompt)]
+    return [served.tokenizer.begin_of_text, *served.tokenizer.encode(prompt)]
 
 
 def too_long(block_size: int, length: str) -> APIError:

@@ -33,8 +33,9 @@ def load(folders: Sequence[Path], config: ComputeConfig) -> dict[str, Served]:
         name = path.resolve().name
         if name in models:
             raise WordmillError(f"{path}: another model is called {name}; rename one of the folders")
-        decoder = fastest(folder.load(path), compute)
-        models[name] = Served(decoder, Tokenizer.load(path), int((path / "config.json").stat().st_mtime))
+        tokenizer = Tokenizer.load(path)
+        decoder = fastest(folder.load(path, vocab_size=tokenizer.vocab_size), compute)
+        models[name] = Served(decoder, tokenizer, int((path / "config.json").stat().st_mtime))
     for served in models.values():
         warm_up(served.decoder)
     return models

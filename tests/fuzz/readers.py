@@ -28,10 +28,11 @@ from llm.tokenizer import sentencepiece
 from llm.tokenizer.byte_bpe import ByteBPE
 from llm.tokenizer.config import PATTERNS
 from llm.tokenizer.foreign import read_file
-from llm.tokenizer.huggingface import byte_characters
+from llm.tokenizer.patterns import byte_characters
 from llm.tokenizer.tokenizer import END_OF_TEXT, Encoded, Tokenizer
 from pipeline import presets
-from stages import delivery, params, schema
+from stages import params, schema
+from tests.fuzz.mutations import Form
 from tests.fuzz.runner import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -233,24 +234,13 @@ def read_both_minimal_pairs(at: Path) -> None:
     read_minimal_pairs((str(at / "pairs.jsonl"), str(at / "pairs.json")), at)
 
 
-def write_undelivered(at: Path) -> None:
-    start = {"kind": "start", "time": 1, "uri": "sqlite:///x.db", "stage": "pretrain", "pid": 1, "started": "1"}
-    events = [start, {"kind": "metrics", "time": 2, "values": {"loss": 1.5}, "step": 3}]
-    events.append({"kind": "end", "time": 3, "status": "FINISHED", "error": ""})
-    (at / "pretrain.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-
-
-def read_undelivered(at: Path) -> None:
-    delivery._read(at / "pretrain.jsonl")
-
-
-WEIGHTS = {"config.json": "json", "*.safetensors": "safetensors"}
-TOKENIZER: dict[str, Any] = {"tokenizer.json": "json", "tokenizer_config.json": "json"}
+WEIGHTS: dict[str, Form] = {"config.json": "json", "*.safetensors": "safetensors"}
+TOKENIZER: dict[str, Form] = {"tokenizer.json": "json", "tokenizer_config.json": "json"}
 READERS: dict[str, Reader] = {
-    "Llama folder": Reader(write_model(TINY), read_model, {**WEIGHTS, **TOKENIZER}),  # type: ignore[arg-type]
-    "Qwen3 folder": Reader(write_model(QWEN3), read_model, WEIGHTS),  # type: ignore[arg-type]
-    "GPT-2 folder": Reader(write_model(GPT2), read_model, WEIGHTS),  # type: ignore[arg-type]
-    "own model folder": Reader(write_model(OWN), read_model, WEIGHTS),  # type: ignore[arg-type]
+    "Llama folder": Reader(write_model(TINY), read_model, {**WEIGHTS, **TOKENIZER}),
+    "Qwen3 folder": Reader(write_model(QWEN3), read_model, WEIGHTS),
+    "GPT-2 folder": Reader(write_model(GPT2), read_model, WEIGHTS),
+    "own model folder": Reader(write_model(OWN), read_model, WEIGHTS),
     "sharded model folder": Reader(
         write_sharded_model, read_sharded_model, {"*.index.json": "json", "*.safetensors": "safetensors"}
     ),
@@ -275,5 +265,4 @@ READERS: dict[str, Reader] = {
     "minimal pairs": Reader(
         write_minimal_pairs, read_both_minimal_pairs, {"pairs.jsonl": "jsonl", "pairs.json": "json"}
     ),
-    "undelivered events": Reader(write_undelivered, read_undelivered, {"pretrain.jsonl": "jsonl"}, whole=False),
 }

@@ -36,6 +36,8 @@ CPU_LIMIT = float(os.environ.get("FUZZ_CPU_LIMIT", "10"))  # seconds of processo
 WALL_LIMIT = 300.0  # seconds for one input: a reader that waits for something that never comes
 MEMORY_LIMIT = 1 << 30  # bytes
 ROOT = Path(__file__).parents[2]
+# A process that forks must have no threads: no pool of OpenMP's, and none of the allocator that Arrow brings along.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system", "HF_HUB_OFFLINE": "1"}
 CLASSES = ("accepted", "clean", "crash", "hang", "memory")
 
 
@@ -105,7 +107,7 @@ class Fuzzer:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.fuzz.worker", self.module, str(write_end)],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **ENVIRONMENT},
             pass_fds=[write_end],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

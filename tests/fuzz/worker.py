@@ -4,6 +4,7 @@ It imports the module once. Each line of its standard input is a job, done by a 
 Two lines of JSON go to the descriptor for each input, before and after it is read.
 """
 
+import faulthandler
 import gc
 import importlib
 import json
@@ -164,6 +165,7 @@ def _work(reader: Reader, job: dict[str, Any], channel: int) -> NoReturn:
     """A child's whole life."""
     status = 1
     try:
+        faulthandler.register(signal.SIGUSR1)
         signal.signal(signal.SIGPROF, _too_long)
         _send(channel, event="child", pid=os.getpid())
         run(reader, job["reader"], job["seed"], job["first"], job["end"], channel, Path(job["folder"]))

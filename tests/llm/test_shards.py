@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -10,12 +11,14 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llm.batches import Batches
 from llm.errors import ConfigError, WordmillError
 from llm.shards import HEADER_BYTES, ShardsConfig, ShardSet, write_index, write_shards
 from llm.tokenizer.bulk import encode_batches
@@ -207,7 +210,7 @@ def test_bad_index(folder: Path) -> None:
         path.write_text(json.dumps(content | change))
         refused(folder, "index.json")
     path.write_text("{")
-    refused(folder, "index.json", "damaged")
+    refused(folder, "index.json", "not valid JSON")
     path.unlink()
     refused(folder, "index.json", "not found")
 
@@ -268,3 +271,62 @@ def test_a_thousand_shards_open_fast(tmp_path: Path, tokenizer: Tokenizer) -> No
 def test_settings() -> None:
     with pytest.raises(ConfigError, match="tokens_per_shard"):
         ShardsConfig(tokens_per_shard=0)
+
+
+def test_thousands_of_shards_need_no_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm.shards.os.fsync", lambda descriptor: None)
+    tokenizer = make_tokenizer()
+    texts = [f"text {number}" for number in range(1500)]
+    write_index(tmp_path, write_shards(encoded(texts, tokenizer), tokenizer, tmp_path, "part", 1), tokenizer)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        shards = ShardSet.open(tmp_path)
+        kept = [shards.document(number) for number in range(len(texts))]  # views, which keep their files mapped
+        assert [tokenizer.decode(ids[:-1].tolist()) for ids in kept] == texts
+        assert len(Batches(shards, 8, 4, 1).batch(0)[0]) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+BAD_INDEX: dict[str, Any] = {
+    "list": [],
+    "number": 3,
+    "shards 5": {"shards": 5},
+    "shards null": {"shards": None},
+    "shard 3": {"shards": [3]},
+    "vocabulary 1e12": {"vocab_size": 10**12},
+    "vocabulary -1": {"vocab_size": -1},
+    "vocabulary true": {"vocab_size": True},
+    "vocabulary NaN": {"vocab_size": float("nan")},
+    "end": {"end_of_text": 10**6},
+    "tokenizer": {"tokenizer": 5},
+    "more": {"more": 1},
+    "tokens": {"tokens": -1},
+}
+
+
+@pytest.mark.parametrize("case", BAD_INDEX)
+def test_bad_indexes_are_one_line(case: str, folder: Path) -> None:
+    path, change = folder / "index.json", BAD_INDEX[case]
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **change} if isinstance(change, dict) else change))
+    refused(folder, "index.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "../a.bin"}, {"name": "a\x1b.bin"}, {"name": None}, {"tokens": 1e3}, {"sha256": "x"}, {"more": 1}],
+)
+def test_bad_entries_of_the_index_are_one_line(change: dict[str, Any], folder: Path) -> None:
+    path = folder / "index.json"
+    content = json.loads(path.read_text())
+    content["shards"][0] |= change
+    path.write_text(json.dumps(content))
+    refused(folder, "index.json", "damaged")
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "{", '{"format": ' + "9" * 5000 + "}", "\x00", "é"])
+def test_indexes_that_are_no_json_are_one_line(text: str, folder: Path) -> None:
+    (folder / "index.json").write_bytes(text.encode("latin-1"))
+    refused(folder, "index.json")

@@ -61,4 +61,6 @@ def test_kinds() -> None:
     assert kind("a.b.JSONL.GZ") == (".jsonl", ".gz")
     assert kind("a.txt") == (".txt", "")
     assert kind("a.gz") is None
-    assert kind("a.txt.bz2") is None
+    assert kind("a.md.bz2") == (".md", ".bz2")
+    assert kind("a.ndjson.xz") == (".ndjson", ".xz")
+    assert kind("a.docx") is None

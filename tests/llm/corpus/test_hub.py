@@ -9,7 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,52 @@ def test_limits_and_manifest(tmp_path: Path) -> None:
     assert made["documents"] == 50
     assert made["settings"]["dataset"] == "set"
     assert not list((tmp_path / "corpus").rglob("*.half"))
+
+
+def cache_of(folder: Path, cache: Path) -> Path:
+    """The same data set as the hub's own cache has it: links to files that are named by their digests."""
+    snapshot = cache / "datasets--owner--words" / "snapshots" / COMMIT
+    blobs = cache / "datasets--owner--words" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        (blobs / f"{number:064}").write_bytes(path.read_bytes())
+        link = snapshot / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blobs / f"{number:064}", link.parent))
+    return snapshot
+
+
+def test_folders_of_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = lay_out(tmp_path / "set")
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "README.md").write_text((folder / "README.md").read_text())
+    (tmp_path / "odd" / "data").symlink_to(folder / "data")
+    monkeypatch.chdir(tmp_path)
+    expected = [document for unit in open_dataset(config(folder), tmp_path).units for document in unit.documents()]
+    for given in (cache_of(folder, tmp_path / "cache"), tmp_path / "link", Path("./link"), tmp_path / "odd"):
+        found = open_dataset(
+            config(folder, dataset=str(given) if given.is_absolute() else f"./{given}"), tmp_path
+        ).units
+        assert [document for unit in found for document in unit.documents()] == expected
+
+
+def test_data_files_at_another_address(tmp_path: Path) -> None:
+    served = lay_out(tmp_path / "served")
+    handler = partial(SimpleHTTPRequestHandler, directory=served)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{http.server_address[1]}/data/train-00000-of-00003.parquet"
+            (tmp_path / "set").mkdir()
+            card = f"---\nconfigs:\n- config_name: default\n  data_files: {address}\n---\n"
+            (tmp_path / "set/README.md").write_text(card)
+            [unit] = open_dataset(config(tmp_path / "set"), tmp_path).units
+            assert [document.text for document in unit.documents()][:1] == ["document 0 of file 0"]
+        finally:
+            http.shutdown()
+            thread.join()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not on this machine")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm.tokenizer import bpe, reference
 from llm.tokenizer.config import PATTERNS
-from llm.tokenizer.huggingface import byte_characters
+from llm.tokenizer.patterns import byte_characters
 from llm.tokenizer.words import Words, count_words
 
 # Few letters, so that runs, overlaps and ties are frequent.

@@ -211,13 +211,13 @@ def test_missing_damaged_and_foreign_folders(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
-    with pytest.raises(WordmillError, match="not JSON"):
+    with pytest.raises(WordmillError, match="not valid JSON"):
         Tokenizer.load(tmp_path)
     make().save(tmp_path)
     content = json.loads(path.read_text())
     del content["model"]["vocab"]
     path.write_text(json.dumps(content))
-    with pytest.raises(WordmillError, match="not a well-formed byte-level BPE"):
+    with pytest.raises(WordmillError, match=r"model\.vocab: missing"):
         Tokenizer.load(tmp_path)
     path.write_text(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).to_str())
     with pytest.raises(WordmillError, match="a model of type WordLevel is not supported"):

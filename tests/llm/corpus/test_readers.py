@@ -190,13 +190,13 @@ from llm.corpus.config import CorpusConfig
 from llm.corpus.files import units
 from llm.errors import WordmillError
 long = b"x" * (1 << 20)
-many = gzip.compress(long) * 400
-Path("a.txt.gz").write_bytes(gzip.compress((b"x" * 999 + b"\\n") * 1000) * 400)
+many = gzip.compress(long) * 100
+Path("a.txt.gz").write_bytes(gzip.compress((b"x" * 999 + b"\\n") * 1000) * 100)
 Path("b.jsonl.gz").write_bytes(many)
 Path("c.json.gz").write_bytes(gzip.compress(b'["') + many)
 Path("d.csv.gz").write_bytes(gzip.compress(b'text\\n"') + many)
-Path("e.txt.zst").write_bytes(zstandard.compress(long * 32) * 13)
-Path("f.jsonl.zst").write_bytes(zstandard.compress(b"[" + long * 32) * 13)
+Path("e.txt.zst").write_bytes(zstandard.compress(long * 32) * 4)
+Path("f.jsonl.zst").write_bytes(zstandard.compress(b"[" + long * 32) * 4)
 value = "v" * 3_000_000
 same = pa.DictionaryArray.from_arrays(pa.array([0] * 260, pa.int32()), [value])
 pq.write_table(pa.table({"text": same}), "g.parquet", compression="zstd", store_schema=False)

@@ -40,7 +40,7 @@ def http_store(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def guarded_store(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The same with users and passwords."""
     if importlib.util.find_spec("flask_wtf") is None:
-        pytest.skip("needs the package Flask-WTF: pip install -e '.[auth-test]'")
+        pytest.skip("needs the package Flask-WTF: pip install -e '.[test]'")
     folder = tmp_path_factory.mktemp("guarded")
     shutil.copy(Path(store.removeprefix("sqlite:///")).with_name("empty.db"), folder / "mlflow.db")
     # By default MLflow hashes the password anew at each request, for tenths of a second.

@@ -151,7 +151,7 @@ def test_what_a_form_cannot_hold_is_refused(
         ({"formats": ("int8", "int8")}, "there twice"),
         ({"documents": -1}, "negative"),
         ({"licence": " "}, "is empty"),
-        ({"registered_model": "a/b"}, "slash"),
+        ({"registered_model": "a/b"}, "no name for MLflow"),
     ],
 )
 def test_wrong_settings(change: dict[str, Any], said: str) -> None:

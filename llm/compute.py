@@ -104,7 +104,7 @@ class Compute:
     def use_in_thread(self) -> None:
         """Make the GPU the current one of the calling thread: CUDA's current device belongs to a thread."""
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+            torch.cuda.set_device(self.device.index)
 
     @contextmanager
     def fixed_shapes(self, cudnn: bool) -> Iterator[None]:

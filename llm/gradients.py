@@ -57,7 +57,8 @@ def backward(
     loss = torch.zeros((), device=compute.device)
     batch_size = len(batch.inputs)
     packed = {"documents": batch.documents, "places": batch.places}
-    cudnn = compute.device.type == "cuda" and cudnn_is_right(model.config, batch.documents is not None, compute.device)
+    free = compute.device.type == "cuda" and not compute.config.deterministic
+    cudnn = free and cudnn_is_right(model.config, batch.documents is not None, compute.device)
     for start in range(0, batch_size, micro_batch_size):
         rows = slice(start, start + micro_batch_size)
         x, y = batch.inputs[rows], batch.targets[rows]

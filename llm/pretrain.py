@@ -38,6 +38,7 @@ from llm.errors import WordmillError
 from llm.gradients import Batch, backward, needs_places
 from llm.model.attention import check_attention
 from llm.model.counts import flops_per_token
+from llm.model.exact import same_formula
 from llm.model.transformer import Transformer
 from llm.optim.guard import Guard, apply
 from llm.optim.optimizers import OPTIMIZERS, Settings
@@ -234,7 +235,8 @@ def last_before_decay(config: PretrainConfig) -> int | None:
 
 def _of_model(model: Transformer) -> dict[str, Any]:
     """The model's settings that a checkpoint has a meaning with; how attention is computed and dropout are free."""
-    free = {"attention", "dropout"} | (set() if model.config.position == "rope" else {"rope_theta"})
+    free = {"dropout"} | ({"attention"} if same_formula(model.config.attention) else set())
+    free |= set() if model.config.position == "rope" else {"rope_theta"}
     known = {name: value for name, value in asdict(model.config).items() if name not in free}
     return {f"model.{name}": value for name, value in {**known, "vocab_size": model.vocab_size}.items()}
 

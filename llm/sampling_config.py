@@ -22,6 +22,7 @@ class Sampling:
     frequency_penalty: float = 0.0  # in logits, for each time
 
     def __post_init__(self) -> None:
+        check_limits(self, {})
         # Each check names what is allowed, since NaN is neither below nor above a limit.
         if not 0 <= self.temperature <= MAX_TEMPERATURE:
             problem = "is negative" if self.temperature < 0 else f"is not in [0, {MAX_TEMPERATURE:g}]"
@@ -40,7 +41,6 @@ class Sampling:
         for name in ("presence_penalty", "frequency_penalty"):
             if not -2 <= getattr(self, name) <= 2:
                 raise ConfigError(name, f"{getattr(self, name)} is not in [-2, 2]; 0 is none")
-        check_limits(self, {})
 
     @property
     def penalises(self) -> bool:

@@ -16,7 +16,8 @@ class Sections:
 
 def compute_config(device: str, precision: str, threads: int) -> ComputeConfig:
     """The options, checked as the section `compute` of params.yaml is. Raises WordmillError."""
-    values = {"device": device, "precision": precision, "tf32": False, "compile": False, "threads": threads}
+    given = {"device": device, "precision": precision, "threads": threads}
+    values = given | {"tf32": False, "compile": False, "deterministic": True}
     try:
         return params.build(Sections, {"compute": values}, "").compute
     except WordmillError as error:

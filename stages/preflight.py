@@ -30,7 +30,6 @@ from llm.corpus.config import CorpusConfig, kind
 from llm.corpus.files import file_unit, find, read_rows
 from llm.errors import ConfigError, WordmillError
 from llm.model.config import WIDEST_FLASH_HEAD, ModelConfig
-from llm.model.counts import parameters
 from llm.model.layouts import LAYOUTS
 from llm.preference_account import Account
 from llm.preference_files import converted
@@ -117,11 +116,11 @@ def memory(given: Schema) -> None:
     """Every model is made on the host, and on a CPU it is trained there."""
     trained_here = given.pretrain.steps and given.pretrain.parallel == "none" and machine.device(given.compute) == "cpu"
     trained_vocabulary = given.tokenizer.vocab_size if given.tokenizer.kind in ("bpe", "sentencepiece") else 256
-    count = sum(parameters(given.model, trained_vocabulary).values())
+    count = _parameters_at_least(given.model, trained_vocabulary)
     needed, there = count * (TRAINED_BYTES if trained_here else LOADED_BYTES), psutil.virtual_memory().total
     if needed > there:
         raise WordmillError(
-            f"model: {count:,} parameters need {needed / 1e9:,.0f} GB of memory or more, and this machine has "
+            f"model: {count:,} parameters or more need {needed / 1e9:,.0f} GB of memory, and this machine has "
             f"{there / 1e9:,.0f}; lower n_layer, d_model, d_ff or tokenizer.vocab_size"
         )
 
@@ -249,6 +248,12 @@ def _readable(paths: list[Path]) -> Iterator[Path]:
         whole = suffix == ".json" or (suffix == ".parquet" and packing)
         if not whole or path.stat().st_size <= (SMALL >> 4 if packing else SMALL):
             yield path
+
+
+def _parameters_at_least(model: ModelConfig, vocab_size: int) -> int:
+    """Queries, outputs and two matrices of the feed-forward in each layer, and the embedding: all models have these."""
+    layer = 2 * model.d_model * model.d_model + 2 * model.d_model * model.d_ff
+    return model.n_layer * layer + vocab_size * model.d_model
 
 
 def _check_dataset(config: CorpusConfig, section: str) -> None:

@@ -72,10 +72,10 @@ def fused(q: Tensor, k: Tensor, v: Tensor, documents: Tensor | None = None) -> T
 def fused_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     """For `fused`, of documents (B, T): what each position sees, (B, 1, T, T).
 
-    On the CPU bool. On a GPU what is added to the scores, in their `dtype`, which torch would else make in each layer.
+    On CUDA what is added to the scores, in their `dtype`, which torch would else make in each layer; elsewhere bool.
     """
     seen = (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
-    if documents.device.type == "cpu":
+    if documents.device.type != "cuda":
         return seen
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(seen.logical_not(), float("-inf"))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llm import batches, dpo_losses, nonfinite
+from llm import dpo_losses, nonfinite
 from llm.compiled_decoder import CompiledDecoder, fastest
 from llm.compute import Compute
 from llm.decoder import TorchDecoder
@@ -270,18 +270,13 @@ def spoiled(hidden: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *args, **kwargs: hidden(*args, **kwargs) * float("nan")
 
 
-def test_a_schedule_a_loss_and_a_layout_are_taken_from_their_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schedule_and_a_loss_are_taken_from_their_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(schedules.SCHEDULES, "half", lambda step, steps, warmup, lr, share, decay: lr / 2)
     how: PretrainConfig = replace(training.PRETRAIN, schedule="half")  # type: ignore[arg-type]
     assert learning_rate(how, 3, 1.0) == 0.5
     monkeypatch.setitem(dpo_losses.LOSSES, "zero", lambda ratios, *_: ratios[0] * 0)
     ratios, lengths = torch.ones(2, 3), torch.ones(2, 3)
     assert float(dpo_losses.preference_loss("zero", ratios, lengths, 0.1, 0.0)) == 0  # type: ignore[arg-type]
-    assert set(batches.LAYOUTS) == {
-        "windows",
-        "documents",
-        "documents_once",
-    }  # a new one has to say what `repeated_share` is of it
 
 
 def test_the_cache_itself_refuses_another_formula(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ model:
   tie_head: true
 """
 COMPUTE = """
-compute: {device: cpu, precision: fp32, tf32: false, compile: false, threads: 2}
+compute: {device: cpu, precision: fp32, tf32: false, compile: false, threads: 2, deterministic: true}
 """
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from llm.corpus.config import kind
+from llm.corpus.config import PAIRS, kind
 from llm.corpus.files import Row, find, read_rows
 from llm.errors import WordmillError
 

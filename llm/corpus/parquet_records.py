@@ -3,7 +3,7 @@
 What a file says of its own sizes is the size before decoding, and two encodings make many long values out of one short
 text: a dictionary, and prefixes shared with the value before (DELTA_BYTE_ARRAY). So before a row group is read its
 dictionaries are looked at, and rows are decoded so few at a time that they stay within `BUDGET` and one value more.
-Columns whose pages would unpack to a thousand times their size are refused.
+Row groups that would unpack to a thousand times the file's size are refused.
 """
 
 import shutil
@@ -86,18 +86,19 @@ def _rows_at_once(
 ) -> int:
     """How many rows of a group may be decoded together. Raises WordmillError for one that no memory holds."""
     about = file.metadata.row_group(group)
+    if about.total_byte_size > limit and about.total_byte_size > RATIO * _size(source):
+        raise WordmillError(f"{name}: unpacks to {about.total_byte_size:,} bytes, over {RATIO:,} times its size")
+    # A damaged description of a column is an error here, but would end the process in `about.column`.
+    next(file.iter_batches(batch_size=1, row_groups=[group], columns=wanted), None)
     longest = 0.0
     suspects = []
-    for index in range(about.num_columns):
-        column = about.column(index)
-        needed = not wanted or column.path_in_schema.split(".")[0] in wanted
-        if not needed or column.physical_type != "BYTE_ARRAY":
+    for index in range(len(file.schema)):
+        described = file.schema.column(index)
+        needed = not wanted or described.path.split(".")[0] in wanted
+        if not needed or described.physical_type != "BYTE_ARRAY":
             continue
+        column = about.column(index)
         size = column.total_uncompressed_size
-        if size > limit and size > RATIO * column.total_compressed_size:
-            raise WordmillError(
-                f"{name}: column {column.path_in_schema} unpacks to {size:,} bytes, over {RATIO:,} times its size"
-            )
         values_in_row = max(1.0, column.num_values / max(1, about.num_rows))
         if "DELTA_BYTE_ARRAY" in column.encodings:
             longest += size * values_in_row
@@ -110,6 +111,10 @@ def _rows_at_once(
                     longest += _longest(batch.column(0)) * values_in_row
                     break
     return max(1, min(ROWS, int(BUDGET / max(1.0, longest))))
+
+
+def _size(source: BinaryIO | Path) -> int:
+    return source.stat().st_size if isinstance(source, Path) else source.seek(0, 2)
 
 
 def _longest(array: pa.Array) -> int:

@@ -118,6 +118,10 @@ def _read(path: Path) -> str:
         return read(path)
     except FileNotFoundError:
         raise WordmillError(f"{path}: not found; run in the repository root") from None
+    except UnicodeDecodeError as error:
+        raise WordmillError(f"{path}: not UTF-8 text (byte {error.start}); bring back the original") from None
+    except OSError as error:
+        raise WordmillError(f"{path}: {error.strerror}; it must be a file that can be read") from None
 
 
 def _first_comment(path: Path) -> str:

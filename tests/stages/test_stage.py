@@ -71,6 +71,7 @@ def run(params, stage):
     Path("out.txt").write_text(f"found {seen}")
 
 around.Tracker = SlowlyClosed
+around.params_file.defaults = lambda: {}  # its sections are its own
 around.LOCK_SECONDS = 0.2
 around.main("toy", Params, run)
 """
@@ -81,6 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("WORDMILL_PREFLIGHT", "own")  # there are no other stages
     Path("toy.py").write_text(TOY)
     Path("in.txt").write_text("one")
     Path("mine.txt").write_text("one")

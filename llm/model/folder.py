@@ -76,7 +76,7 @@ def load(folder: Path, attention: AttentionKind = "fused", vocab_size: int | Non
                 view.zero_()
                 continue
             found = tensors[_name_there(tensors, name, layout)].read()
-            view.copy_(found[: len(view)])  # only padding is longer
+            view.copy_(found if found.shape == view.shape else found[: len(view)])  # without the padding
             if not view.isfinite().all():
                 raise WordmillError(f"{folder}: {quoted(name)} holds NaN or infinity; {REMEDY}")
     return model

@@ -251,7 +251,7 @@ def _readable(paths: list[Path]) -> Iterator[Path]:
 
 def _parameters_at_least(model: ModelConfig, vocab_size: int) -> int:
     """Queries, outputs and two matrices of the feed-forward in each layer, and the embedding: all models have these."""
-    layer = 2 * model.d_model * model.d_model + 2 * model.d_model * model.d_ff
+    layer = 2 * model.d_model * model.n_head * model.d_head + 2 * model.d_model * model.d_ff
     return model.n_layer * layer + vocab_size * model.d_model
 
 

@@ -27,8 +27,9 @@ def check_formats(formats: Iterable[Format], config: ModelConfig, tokenizer: str
 
 def parts(config: ModelConfig) -> str:
     """The names of a model's parts, for error messages."""
+    width = [f"head_dim {config.head_dim}"] if config.head_dim else []
     switches = [name for name in ("qk_norm", "bias") if getattr(config, name)]
-    return ", ".join([config.position, config.norm, config.feed_forward, *switches])
+    return ", ".join([config.position, config.norm, config.feed_forward, *switches, *width])
 
 
 def _in_transformers(config: ModelConfig, tokenizer: str) -> None:

@@ -1,7 +1,7 @@
 """The shape of a model and the names of its parts. The vocabulary's size is not here: it comes from the tokenizer."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from llm.errors import ConfigError
 from llm.limits import check_limits, divisors, nearest
@@ -18,6 +18,7 @@ LIMITS = {
     "block_size": (1, 16_777_216),
     "rope_theta": (1e-3, 1e15),
     "norm_eps": (1e-30, 1.0),
+    "head_dim": (0, 65_536),
 }
 
 
@@ -41,6 +42,7 @@ class ModelConfig:
     bias: bool  # matrices and LayerNorm have biases; the head never has
     dropout: float  # share of what is embedded, and of what sub-layers add, that is zeroed in training
     tie_head: bool  # the output head is the embedding, transposed
+    head_dim: int = 0  # width of one head, as in Qwen3's config.json; 0: d_model / n_head
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_kv_head", "d_model", "d_ff", "block_size", "rope_theta", "norm_eps"):
@@ -50,7 +52,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError("dropout", f"{self.dropout} is not in [0, 1); 0 is none, 0.1 is usual")
         pairs = self.position == "rope"  # a head's width must be even
-        if self.d_model % self.n_head:
+        if self.head_dim == 0 and self.d_model % self.n_head:
             near = nearest(self.n_head, (n for n in divisors(self.d_model) if self.d_model // n % (1 + pairs) == 0))
             advice = " or ".join(map(str, near)) if near else "an even d_model"
             raise ConfigError("n_head", f"{self.n_head} does not divide d_model {self.d_model}; use {advice}")
@@ -59,6 +61,10 @@ class ModelConfig:
                 "n_kv_head",
                 f"{self.n_kv_head} does not divide n_head {self.n_head}; use one of {divisors(self.n_head)}",
             )
+        if self.head_dim * self.n_head == self.d_model:
+            object.__setattr__(self, "head_dim", 0)  # one shape has one configuration
+        if pairs and self.head_dim % 2:
+            raise ConfigError("head_dim", f"{self.head_dim} is odd; RoPE turns pairs, so use an even one")
         if pairs and self.d_head % 2:
             raise ConfigError("d_model", f"a head of d_model / n_head = {self.d_head} is odd; RoPE turns pairs")
         if self.position == "sinusoidal" and self.d_model % 2:
@@ -67,4 +73,8 @@ class ModelConfig:
     @property
     def d_head(self) -> int:
         """Width of one head."""
-        return self.d_model // self.n_head
+        return self.head_dim or self.d_model // self.n_head
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields by name. A head_dim of 0 is left out: older files do not have it."""
+        return {name: value for name, value in asdict(self).items() if name != "head_dim" or value}

@@ -38,6 +38,7 @@ def _plain_dict(value: Any) -> Any:
 
 
 Count = Annotated[int, Field(ge=1, le=1 << 20)]
+HeadWidth = Annotated[int, Field(ge=0, le=1 << 16)]  # 0: d_model by heads
 Layers = Annotated[int, Field(ge=1, le=10_000)]
 Vocabulary = Annotated[int, Field(ge=1, le=1 << 24)]
 Epsilon = Annotated[float, Field(gt=0, lt=1)]
@@ -80,7 +81,7 @@ class Llama(Schema):
     num_key_value_heads: Count | None = None
     hidden_size: Count
     intermediate_size: Count
-    head_dim: Count | None = None
+    head_dim: Annotated[int, Field(ge=1, le=1 << 16)] | None = None
     max_position_embeddings: Count
     hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: Epsilon = 1e-6
@@ -117,11 +118,11 @@ class Llama(Schema):
 
     def _checked(self, attention: AttentionKind) -> ModelConfig:
         n_head, d_model = self.num_attention_heads, self.hidden_size
-        if d_model % n_head:
+        if self.head_dim is None and d_model % n_head:
             raise ConfigError("num_attention_heads", f"{n_head} does not divide hidden_size {d_model}")
-        head = d_model // n_head
-        if self.head_dim not in (None, head):
-            raise ConfigError("head_dim", f"{self.head_dim} is not supported, only {head}, hidden_size by heads")
+        head = self.head_dim or d_model // n_head
+        if head % 2:
+            raise ConfigError("head_dim", f"{head} is not supported, only even widths, since RoPE turns pairs")
         if head * self.max_position_embeddings > ROTATIONS:
             raise ConfigError(
                 "max_position_embeddings",
@@ -145,6 +146,7 @@ class Llama(Schema):
             bias=self.attention_bias or self.model_type == "qwen2",
             dropout=0.0,
             tie_head=self.tie_word_embeddings,
+            head_dim=self.head_dim or 0,
         )
 
 
@@ -199,12 +201,15 @@ class GPT2(Schema):
 
 
 def _own_field(name: str, hint: Any) -> Any:
-    return {"n_layer": Layers, "norm_eps": Epsilon, "rope_theta": Theta}.get(name, Count if hint is int else hint)
+    special = {"n_layer": Layers, "norm_eps": Epsilon, "rope_theta": Theta, "head_dim": HeadWidth}
+    return special.get(name, Count if hint is int else hint)
 
 
 _HINTS = get_type_hints(ModelConfig)
 _FIELDS: dict[str, Any] = {
-    name: (_own_field(name, hint), ...) for name, hint in _HINTS.items() if name not in NOT_OF_THE_MODEL
+    name: (_own_field(name, hint), 0 if name == "head_dim" else ...)
+    for name, hint in _HINTS.items()
+    if name not in NOT_OF_THE_MODEL
 }
 Own = create_model("Own", __base__=Schema, **_FIELDS)
 
@@ -250,7 +255,8 @@ def model_config(settings: Settings, attention: AttentionKind) -> ModelConfig:
     from llm.model.attention import ATTENTIONS  # only here: torch takes seconds to import
 
     own = Own.model_validate(present).model_dump(include=set(_HINTS))
-    if own["position"] == "rope" and own["block_size"] * own["d_model"] // own["n_head"] > ROTATIONS:
+    head = own["head_dim"] or own["d_model"] // own["n_head"]
+    if own["position"] == "rope" and own["block_size"] * head > ROTATIONS:
         raise ConfigError("block_size", f"{own['block_size']} is too long for a table of rotations; lower it")
     named: Any = present.get("attention")  # of another formula than the others, so that none may take its place
     if named is not None and not (isinstance(named, str) and named in ATTENTIONS):

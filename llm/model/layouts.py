@@ -1,9 +1,11 @@
 """What model folders say: Hugging Face's names for our weights, and its `config.json` for our configuration.
 
-- `llama`: rope, rmsnorm, swiglu, with biases everywhere or nowhere. `transformers` opens it as LlamaForCausalLM.
+- `llama`: rope, rmsnorm, swiglu, with biases everywhere or nowhere. `transformers` opens it as LlamaForCausalLM, which
+  asks that the number of heads divide d_model, also where the heads have a width of their own.
 - `qwen3`: the same without biases, with normed queries and keys. Qwen3ForCausalLM.
 - `gpt2`: learned or sinusoidal positions, layernorm, gelu, relu or relu2, biases, as many key-value heads as query
-  heads. GPT2LMHeadModel. Matrices are transposed there, (in, out), and sinusoids take the place of learned positions.
+  heads, no head_dim of its own. GPT2LMHeadModel. Matrices are transposed there, (in, out), and sinusoids take the place
+  of learned positions.
 - `wordmill`: any other mixture, under our own names. `transformers` has no class for it. So is a model of which a part
   is not exactly what its name stands for (`llm.model.exact`), and one whose attention has another formula: its name is
   then in the folder, too.
@@ -16,7 +18,7 @@ It also writes the configuration. `llm.model.hf_configs` reads it.
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from llm.model.config import AttentionKind, ModelConfig
@@ -66,7 +68,7 @@ def _own_views(model: "Transformer") -> "dict[str, Tensor]":
 
 def _own_settings(config: ModelConfig) -> Settings:
     left_out = NOT_OF_THE_MODEL if same_formula(config.attention) else ("dropout",)
-    return {key: value for key, value in asdict(config).items() if key not in left_out}
+    return {key: value for key, value in config.as_dict().items() if key not in left_out}
 
 
 def _llama_views(model: "Transformer") -> "dict[str, Tensor]":
@@ -124,6 +126,7 @@ def _fits_gpt2(config: ModelConfig) -> bool:
         and config.bias
         and not config.qk_norm
         and config.n_kv_head == config.n_head
+        and config.head_dim == 0
     )
 
 
@@ -174,7 +177,7 @@ def _fits_llama(config: ModelConfig) -> bool:
 
 LAYOUTS: dict[str, Layout] = {
     "llama": Layout(
-        fits=lambda config: _fits_llama(config) and not config.qk_norm,
+        fits=lambda config: _fits_llama(config) and not config.qk_norm and config.d_model % config.n_head == 0,
         views=_llama_views,
         settings=_llama_settings,
         prefix="model.",
@@ -207,4 +210,4 @@ ABSENT: dict[str, tuple[str, ...]] = {
 def _widths(config: ModelConfig) -> tuple[int, int, int]:
     """Of queries, keys and values in their fused matrix."""
     kv_width = config.n_kv_head * config.d_head
-    return config.d_model, kv_width, kv_width
+    return config.n_head * config.d_head, kv_width, kv_width

@@ -18,7 +18,7 @@ learned, layernorm, gelu with them.
   depth (GPT-2). The embedding, which is also the head, starts at 0.5/√D: first logits of size one half; so do learned
   positions. Gains start at one, biases at zero.
 
-Shapes: B batch, T time, D d_model, H query heads, K key-value heads, E head width, V vocabulary.
+Shapes: B batch, T time, D d_model, H query heads, K key-value heads, E head width, V vocabulary. H·E need not be D.
 """
 
 import math
@@ -61,9 +61,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         kv_width = config.n_kv_head * config.d_head
-        self.widths = (config.d_model, kv_width, kv_width)
+        width = config.n_head * config.d_head
+        self.widths = (width, kv_width, kv_width)
         self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=config.bias)
-        self.out = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        self.out = nn.Linear(width, config.d_model, bias=config.bias)
         if config.qk_norm:
             self.q_norm = NORMS[config.norm](config, config.d_head)
             self.k_norm = NORMS[config.norm](config, config.d_head)
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         cache: tuple[Cache, int, Tensor] | None,
         packing: Packing | None,
     ) -> Tensor:
-        B, T, D = x.shape
+        B, T, _ = x.shape
         E = self.config.d_head
         q, k, v = (part.view(B, T, -1, E).transpose(1, 2) for part in self.qkv(x).split(self.widths, dim=-1))
         if self.config.qk_norm:  # in the gains' format, as the other norms, which autocast leaves alone
@@ -91,7 +92,7 @@ class Attention(nn.Module):
             y = ATTENTIONS[self.config.attention](q, k, v, documents)
         else:
             y = self._remembered(q, k, v, *cache)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
     def _remembered(self, q: Tensor, k: Tensor, v: Tensor, memory: Cache, layer: int, places: Tensor) -> Tensor:
         """Attention of q (B, H, T, E) to all that the cache holds once k and v (B, K, T, E) are at `places` (B, T).

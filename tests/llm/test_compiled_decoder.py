@@ -22,6 +22,8 @@ CHANGES: list[dict[str, Any]] = [
     {"position": "sinusoidal", "feed_forward": "relu", "n_kv_head": 4},
     {"position": "none", "feed_forward": "relu2", "qk_norm": True, "n_kv_head": 1},
     {"norm": "layernorm", "qk_norm": True},
+    {"head_dim": 16, "qk_norm": True},
+    {"head_dim": 4, "n_head": 6, "position": "learned", "bias": True},
 ]
 
 

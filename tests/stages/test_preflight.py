@@ -125,6 +125,29 @@ CASES: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         },
         "pretrain.start_from: given is of another shape than the section model; set model.n_layer=2",
     ),
+    "start with heads of their own width": (
+        lambda: {
+            "pretrain__start_from": model_folder(
+                model_type="llama",
+                vocab_size=5000,
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                num_key_value_heads=4,
+                hidden_size=128,
+                head_dim=32,
+                intermediate_size=384,
+                max_position_embeddings=256,
+                rms_norm_eps=1e-5,
+                rope_theta=1000.0,
+                tie_word_embeddings=True,
+            )
+        },
+        "pretrain.start_from: given is of another shape than the section model; set model.head_dim=32",
+    ),
+    "flash with a wide head_dim": (
+        lambda: {"model__attention": "flash", "model__head_dim": 256},
+        "model.attention: flash takes heads up to 128 wide, not 256",
+    ),
     "no checkpoints": (lambda: {"pretrain__continue_from": "none"}, "pretrain.continue_from: none: no such folder"),
     "empty checkpoints": (
         lambda: {"pretrain__continue_from": written("file", "x")},

@@ -23,6 +23,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama, biases, head": {"bias": True, "tie_head": False, "rope_theta": 500.0},
     "qwen3": {"qk_norm": True},
+    "llama, head width": {"head_dim": 32},
+    "qwen3, head width": {"qk_norm": True, "head_dim": 8, "n_head": 6},
     "gpt2": GPT2,
 }
 

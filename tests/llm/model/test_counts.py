@@ -21,6 +21,7 @@ def smollm2(tiny_config: ModelConfig) -> ModelConfig:
     [
         {},
         {"tie_head": False},
+        {"head_dim": 16},
         {"position": "learned", "norm": "layernorm", "feed_forward": "gelu", "bias": True, "n_kv_head": 4},
         {"position": "sinusoidal", "norm": "layernorm", "feed_forward": "relu2", "qk_norm": True},
         {"norm": "layernorm", "qk_norm": True, "bias": True},

@@ -65,6 +65,8 @@ def changed(path: Path, **changes: Any) -> None:
         ("llama", {"tie_head": False, "n_kv_head": 1}),
         ("llama", {"bias": True, "rope_theta": 500.0, "norm_eps": 1e-3}),
         ("qwen3", {"qk_norm": True, "tie_head": False}),
+        ("llama", {"head_dim": 16, "tie_head": False}),
+        ("qwen3", {"qk_norm": True, "head_dim": 4, "n_head": 6}),
         ("gpt2", GPT2 | {"dropout": 0.1}),
         ("gpt2", GPT2 | {"feed_forward": "relu", "position": "sinusoidal"}),
         ("gpt2", GPT2 | {"feed_forward": "relu2", "tie_head": False}),
@@ -94,6 +96,7 @@ def test_saved_folder_gives_equal_logits_in_transformers(
         {"feed_forward": "relu2", "norm": "layernorm"},
         {"qk_norm": True, "bias": True},
         GPT2 | {"bias": False, "n_kv_head": 2},
+        GPT2 | {"head_dim": 16},
     ],
     ids=str,
 )
@@ -209,7 +212,10 @@ def test_gpt2_without_its_head_and_with_its_masks(tmp_path: Path) -> None:
         ),
         ("llama", {"attention_bias": True}, "mlp_bias: False is not supported, only True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported, only 'silu'"),
-        ("llama", {"head_dim": 16}, "head_dim: 16 is not supported, only 8"),
+        ("llama", {"head_dim": 7}, "head_dim: 7 is not supported, only even widths"),
+        ("llama", {"head_dim": 1 << 17}, "head_dim: "),
+        ("llama", {"head_dim": 0}, "head_dim: "),
+        ("llama", {"hidden_size": 30, "head_dim": None}, "num_attention_heads: 4 does not divide hidden_size 30"),
         ("llama", {"hidden_size": None}, "hidden_size: missing"),
         ("llama", {"num_attention_heads": 5}, "head"),
         ("llama", {"model_type": "gemma"}, "model_type: 'gemma' is not supported; known are llama, qwen3, gpt2"),
@@ -289,6 +295,10 @@ def test_an_index_cannot_point_elsewhere(tmp_path: Path, name: str) -> None:
             "'score.weight' has no place in a llama model",
         ),
         (lambda weights: weights.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}), "is quantised"),
+        (
+            lambda weights: weights.update({"model.layers.1.self_attn.o_proj.weight": torch.ones(32, 64)}),
+            r"o_proj.weight has the shape \[32, 64\]; config.json says \[32, 32\]",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(tmp_path: Path, spoil: Any, message: str) -> None:

@@ -164,6 +164,7 @@ EVERY_ENTRY: list[dict[str, Any]] = [
     *({"norm": name, "bias": bias, "qk_norm": bias} for name in NORMS for bias in (False, True)),
     *({"feed_forward": name, "bias": bias} for name in FEED_FORWARDS for bias in (False, True)),
     {"n_kv_head": 1, "tie_head": False},
+    {"n_head": 6, "head_dim": 10, "bias": True, "qk_norm": True},
     {"n_kv_head": 4, "d_model": 36, "position": "none"},
     {"position": "learned", "norm": "layernorm", "feed_forward": "gelu", "bias": True, "n_kv_head": 4},
     {"position": "sinusoidal", "norm": "layernorm", "feed_forward": "relu", "bias": True, "n_kv_head": 4},

@@ -27,6 +27,8 @@ def test_no_position_sees_a_later_one(tiny_model: Transformer) -> None:
         ({"n_kv_head": 3}, "n_kv_head: 3 does not divide n_head 4"),
         ({"d_model": 0}, "d_model: 0 is not positive"),
         ({"d_model": 12}, "odd; RoPE turns pairs"),
+        ({"head_dim": 7}, "head_dim: 7 is odd; RoPE turns pairs"),
+        ({"head_dim": -8}, "head_dim: -8 is not between"),
         ({"d_model": 33, "n_head": 3, "n_kv_head": 3, "position": "sinusoidal"}, "33 is odd; sinusoidal"),
         ({"dropout": 1.0}, r"dropout: 1.0 is not in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout: -0.1 is not in"),

@@ -57,7 +57,7 @@ def test_a_prompt_that_is_null_is_the_beginning_of_a_text() -> None:
     assert parsed(prompt=None).prompt == [""]
 
 
-# What each client sent to /v1/completions for a plain call, as recorded at a server.
+# Bodies of a plain call to /v1/completions, written from what is known of each client's defaults. None was captured.
 CLIENTS = {
     "openai, nulls": {"best_of": None, "echo": None, "frequency_penalty": None, "logit_bias": None, "logprobs": None},
     "langchain": {

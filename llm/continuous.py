@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llm.compiled_decoder import CompiledDecoder, CompiledReading
 from llm.decoder import Decoder, Reading
-from llm.sampling import History, Sampling, Uniforms, draw
+from llm.sampling import History, Sampling, Uniforms, draw, of_tokens
 from llm.streaming import Piece, TokenText, Wanted
 from llm.tokenizer.tokenizer import Tokenizer
 
@@ -25,6 +25,7 @@ class Continuation:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], seed: int, wanted: Wanted, block_size: int) -> None:
         self.prompt = prompt
         self.sampling = wanted.sampling
+        self.vocab_size = tokenizer.vocab_size  # ids below it may be drawn
         self.uniforms = Uniforms(seed)
         self.left = min(wanted.max_tokens, block_size - len(prompt))  # tokens that may still be drawn
         self._text = TokenText(tokenizer, wanted)
@@ -101,17 +102,18 @@ class Batch:
         logits = own
         if any(row.history is not None for row in self._rows):
             logits = own.clone()
-        alike: dict[Sampling, list[int]] = {}
+        alike: dict[tuple[Sampling, int], list[int]] = {}
         for place, row in enumerate(self._rows):
-            alike.setdefault(row.text.sampling, []).append(place)
+            alike.setdefault((row.text.sampling, row.text.vocab_size), []).append(place)
             if row.history is not None:
                 logits[place] = row.history.penalised(own[place : place + 1], row.text.sampling)[0]
         uniforms = torch.tensor([row.text.uniforms.next() for row in self._rows], dtype=torch.float64)
         if len(alike) == 1:
-            return draw(logits, uniforms, self._rows[0].text.sampling)
+            text = self._rows[0].text
+            return draw(of_tokens(logits, text.vocab_size), uniforms, text.sampling)
         tokens = torch.empty(len(self._rows), dtype=torch.long, device=own.device)
-        for sampling, places in alike.items():
-            tokens[places] = draw(logits[places], uniforms[places], sampling)
+        for (sampling, vocab_size), places in alike.items():
+            tokens[places] = draw(of_tokens(logits[places], vocab_size), uniforms[places], sampling)
         return tokens
 
 

@@ -20,7 +20,7 @@ from llm.decoder import Decoder, decoder_for
 from llm.devices import memory_for
 from llm.errors import WordmillError
 from llm.model.transformer import Transformer
-from llm.sampling import History, Sampling, Uniforms, draw
+from llm.sampling import History, Sampling, Uniforms, draw, of_tokens
 
 PastContext = Literal["stop", "slide"]
 
@@ -36,8 +36,11 @@ def generate(
     compute: Compute,
     rows_at_once: int = 256,
     past_context: PastContext = "stop",
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """Continue each prompt (token ids, at least one); the token `stop` is left out.
+
+    `vocab_size` is the tokenizer's. A model whose vocabulary is padded has more ids, and those are never drawn.
 
     Prompt i draws from (seed, i), or with a sequence from seeds[i] alone. Raises WordmillError for an empty prompt and,
     unless the context slides, for one that fills it.
@@ -49,7 +52,7 @@ def generate(
     written: list[list[int]] = []
     for start in range(0, len(prompts), rows_at_once):
         part = slice(start, start + rows_at_once)
-        writing = Writing(decoder, prompts[part], seeds[part], max_new_tokens, sampling, stop, past_context)
+        writing = Writing(decoder, prompts[part], seeds[part], max_new_tokens, sampling, stop, past_context, vocab_size)
         while writing.going:
             writing.step()
         written += writing.written
@@ -84,6 +87,7 @@ class Writing:
         sampling: Sampling,
         stop: int,
         past_context: PastContext,
+        vocab_size: int | None = None,
     ) -> None:
         self.written: list[list[int]] = [[] for _ in prompts]
         self.going = list(range(len(prompts)))  # rows that get a token in the next step
@@ -93,6 +97,7 @@ class Writing:
         self._limit = max_new_tokens
         self._sampling = sampling
         self._stop = stop
+        self._vocab_size = vocab_size
         self._slides = past_context == "slide"
         begun = [list(p if len(p) <= self.block_size else p[-(self.block_size // 2) :]) for p in prompts]
         self._held = [len(ids) for ids in begun]  # tokens that the decoder holds of each row
@@ -107,6 +112,7 @@ class Writing:
             self._read(self._tokens)
         own = self._reading.logits
         logits = own if self._history is None else self._history.penalised(own, self._sampling)
+        logits = of_tokens(logits, self._vocab_size)
         uniforms = [self._seeds[row].next() for row in self._rows]
         self._tokens = draw(logits, torch.tensor(uniforms, dtype=torch.float64), self._sampling)
         drawn = list(zip(self._rows, self._tokens.tolist(), own, strict=True))

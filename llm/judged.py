@@ -55,13 +55,13 @@ def _written(
     compute: Compute,
 ) -> list[list[str]]:
     """For each opening, its continuations; another seed for each batch."""
-    end = tokenizer.end_of_text
+    end, size = tokenizer.end_of_text, tokenizer.vocab_size
     prompts = [
         [tokenizer.begin_of_text, *tokenizer.encode(opening)] for opening in openings for _ in range(config.tries)
     ]
     sampling = Sampling(temperature=config.temperature)
     room = model.config.block_size
-    ids = generate(model, prompts, room, sampling, config.seed * 1_000_003 + start, end, compute)
+    ids = generate(model, prompts, room, sampling, config.seed * 1_000_003 + start, end, compute, vocab_size=size)
     texts = [tokenizer.decode(row) for row in ids]
     return [texts[i : i + config.tries] for i in range(0, len(texts), config.tries)]
 

@@ -55,6 +55,11 @@ class History:
         return logits - sampling.presence_penalty * (self.counts > 0)
 
 
+def of_tokens(logits: Tensor, vocab_size: int | None) -> Tensor:
+    """Logits (B, V) of the ids below `vocab_size`, the tokenizer's: a padded model has more, and no token has those."""
+    return logits if vocab_size is None else logits[:, :vocab_size]
+
+
 def draw(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Tensor:
     """One token a row from logits (B, V), after any penalties, and uniform numbers (B,), on any device."""
     if sampling.temperature < 1e-6:  # dividing by less may overflow, and it is greedy anyhow

@@ -59,9 +59,9 @@ def write(
     `prompts` are token ids that fit (`llm.generate.check_fit`), the one that begins a text included. Closing the
     iterator stops the work.
     """
-    end = tokenizer.end_of_text
+    end, size = tokenizer.end_of_text, tokenizer.vocab_size
     streams = [Uniforms(seed) for seed in seeds]
-    writing = Writing(decoder, prompts, streams, wanted.max_tokens, wanted.sampling, end, wanted.past_context)
+    writing = Writing(decoder, prompts, streams, wanted.max_tokens, wanted.sampling, end, wanted.past_context, size)
     texts = [TokenText(tokenizer, wanted) for _ in prompts]
     while writing.going:
         for row, token, logits in writing.step():
@@ -115,7 +115,7 @@ class TokenText:
         return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stops)), 0)
 
     def _described(self, token: int, logits: torch.Tensor, offset: int) -> Token:
-        logprobs = logits.log_softmax(dim=-1)
+        logprobs = logits[: self._tokenizer.vocab_size].log_softmax(dim=-1)  # without padding
         best = logprobs.topk(min(self._top or 0, len(logprobs)))
         likeliest: dict[str, float] = {}
         for other, logprob in zip(best.indices.tolist(), best.values.tolist(), strict=True):

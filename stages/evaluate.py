@@ -180,7 +180,8 @@ def stories(
     prompts = [[tokenizer.begin_of_text, *tokenizer.encode(text)] for text in begun]
     sampling = Sampling(temperature=config.temperature)
     room = model.config.block_size
-    written = generate(model, prompts, room, sampling, config.seed, tokenizer.end_of_text, compute)
+    end, size = tokenizer.end_of_text, tokenizer.vocab_size
+    written = generate(model, prompts, room, sampling, config.seed, end, compute, vocab_size=size)
     verdicts = [judge(start + tokenizer.decode(ids)) for start, ids in zip(begun, written, strict=True)]
     sensible = sum(verdict.sensible for verdict in verdicts)
     low, high = share_interval(sensible, len(verdicts))

@@ -33,12 +33,14 @@ class WordmillModel(PythonModel):
     ) -> pd.DataFrame:
         """A column `text` for a column `prompt`. `params` as the signature names them; it fills in what is missing."""
         given = params or {}
-        end = self._tokenizer.end_of_text
+        end, size = self._tokenizer.end_of_text, self._tokenizer.vocab_size
         prompts = [[self._tokenizer.begin_of_text, *self._tokenizer.encode(text)] for text in model_input["prompt"]]
         try:
             sampling = Sampling(**{setting.name: given[setting.name] for setting in fields(Sampling)})
             limit = given["max_new_tokens"]
-            written = generate(self._model, prompts, limit, sampling, given["seed"], end, self._compute)
+            written = generate(
+                self._model, prompts, limit, sampling, given["seed"], end, self._compute, vocab_size=size
+            )
         except WordmillError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         stops = [text for text in given["stop"] if text]

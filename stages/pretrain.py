@@ -126,7 +126,8 @@ def trained(
     def write(model: Transformer) -> str:
         room = min(120, params.model.block_size - 1)
         start = [[tokenizer.begin_of_text]]
-        (ids,) = generate(model, start, room, Sampling(temperature=0.8), config.seed, tokenizer.end_of_text, compute)
+        sampling, end, size = Sampling(temperature=0.8), tokenizer.end_of_text, tokenizer.vocab_size
+        (ids,) = generate(model, start, room, sampling, config.seed, end, compute, vocab_size=size)
         return tokenizer.decode(ids)
 
     origin = {"tokenizer": tokenizer.fingerprint, "shards": batches.shards.digest}

@@ -39,8 +39,9 @@ def run(params: Params, stage: Stage) -> None:
     for name in ("base", "dpo"):
         model = folder.load(Path("models") / name)
         check_fit(encoded, bool(config.prompts), model.config.block_size)
-        end = tokenizer.end_of_text
-        ids = generate(model, encoded, config.max_new_tokens, config.sampling, config.seed, end, compute)
+        end, size = tokenizer.end_of_text, tokenizer.vocab_size
+        limit, sampling = config.max_new_tokens, config.sampling
+        ids = generate(model, encoded, limit, sampling, config.seed, end, compute, vocab_size=size)
         written[name] = [config.cut(tokenizer.decode(row)) for row in ids]
     samples = [
         {"prompt": prompt, "base": base, "dpo": dpo}

@@ -169,7 +169,8 @@ def check(body: bytes, models: Mapping[str, Served]) -> tuple[CompletionRequest,
 
 def encoded(prompt: str | list[Any], served: Served) -> list[int]:
     """A prompt's tokens: text after the token that begins every text, token ids as they are. Raises APIError."""
-    block_size, vocab_size = served.decoder.config.block_size, served.decoder.vocab_size
+    block_size = served.decoder.config.block_size
+    vocab_size = min(served.decoder.vocab_size, served.tokenizer.vocab_size)  # the model's may be padded
     if isinstance(prompt, list):
         if len(prompt) > block_size:
             raise too_long(block_size, f"{len(prompt):,} token ids")

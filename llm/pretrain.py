@@ -18,6 +18,7 @@ Several processes that share each batch (llm/parallel.py) run this same loop sid
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -236,7 +237,7 @@ def _of_model(model: Transformer) -> dict[str, Any]:
     """The model's settings that a checkpoint has a meaning with; how attention is computed and dropout are free."""
     free = {"dropout"} | ({"attention"} if same_formula(model.config.attention) else set())
     free |= set() if model.config.position == "rope" else {"rope_theta"}
-    known = {name: value for name, value in model.config.as_dict().items() if name not in free}
+    known = {name: value for name, value in asdict(model.config).items() if name not in free}
     return {f"model.{name}": value for name, value in {**known, "vocab_size": model.vocab_size}.items()}
 
 

@@ -17,6 +17,8 @@ from llm.errors import WordmillError
 from llm.model.transformer import Transformer
 from llm.parallel import share
 
+BEFORE = {"model.head_dim": 0}  # settings that checkpoints from before they existed do not name, and their value then
+
 
 @dataclass(frozen=True)
 class Record:
@@ -125,6 +127,7 @@ def _check_origin(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any
     if not there:
         print(f"{folder}: an older version wrote it, so only its shapes and few settings can be compared", flush=True)
         return
+    there = {**BEFORE, **there}
     other = [f"{name} is {there.get(name)}, here {value}" for name, value in here.items() if there.get(name) != value]
     if other:
         raise WordmillError(

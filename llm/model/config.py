@@ -76,5 +76,5 @@ class ModelConfig:
         return self.head_dim or self.d_model // self.n_head
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name. A head_dim of 0 is left out: older files do not have it."""
+        """All fields by name. A head_dim of 0 is left out: model folders from before it do not have it."""
         return {name: value for name, value in asdict(self).items() if name != "head_dim" or value}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from llm.checkpoint import STATE, SUMS, TENSORS
 from llm.compute import Compute
 from llm.errors import WordmillError
 from llm.model import folder
@@ -39,6 +40,7 @@ OTHER: dict[str, Any] = {
     "bias": True,
     "dropout": 0.5,
     "tie_head": False,
+    "head_dim": 16,
 }
 
 
@@ -80,6 +82,22 @@ def test_every_setting_of_the_model_is_compared(
         WordmillError, match=rf"^pretrain\.continue_from: {first} .* model\.{name} is {there}, here {here}"
     ):
         next(records)
+
+
+def test_a_checkpoint_from_before_heads_had_a_width_goes_on(
+    tiny_config: ModelConfig, compute: Compute, tmp_path: Path, first: Path
+) -> None:
+    """It says nothing of head_dim, which was d_model / n_head in all of them."""
+    newest = max(first.glob("step-*"))
+    state = json.loads((newest / STATE).read_text())
+    del state["state"]["origin"]["model.head_dim"]
+    (newest / STATE).write_text(json.dumps(state))
+    digests = {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in (STATE, TENSORS)}
+    (newest / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
+    settings = replace(PRETRAIN, continue_from=str(first))
+    assert next(start(tiny_config, compute, tmp_path / "second", settings)[1]).resumed
+    with pytest.raises(WordmillError, match=r"model\.head_dim is 0, here 16"):
+        next(start(replace(tiny_config, head_dim=16), compute, tmp_path / "third", settings)[1])
 
 
 @pytest.mark.parametrize("name", ORIGIN)

@@ -14,7 +14,7 @@ repro: .venv/installed
 	@began=$$(date +%s); dvc repro && wordmill summary --since $$began
 
 test: check
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 check: .venv/test
 	ruff check .

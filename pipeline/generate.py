@@ -13,6 +13,7 @@ from llm.decoder import Decoder
 from llm.errors import WordmillError
 from llm.generate import check_fit
 from llm.model import folder
+from llm.model.hf_configs import read_config
 from llm.streaming import Piece, Wanted, write
 from llm.tokenizer.tokenizer import Tokenizer
 from pipeline.warm_up import warm_up
@@ -114,6 +115,7 @@ def generate(
     """
     by_hand = not given and file is None and sys.stdin.isatty()
     texts = [] if by_hand else prompts(given, file, whole, sys.stdin)
+    read_config(model)  # what holds no model is named as such, and not for its missing tokenizer
     tokenizer = Tokenizer.load(model)
     decoder = fastest(folder.load(model, vocab_size=tokenizer.vocab_size), Compute(config))
     writer = Writer(decoder, tokenizer, wanted, seed, count, as_json)

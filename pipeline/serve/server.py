@@ -14,6 +14,7 @@ from llm.compiled_decoder import fastest
 from llm.compute import Compute, ComputeConfig
 from llm.errors import WordmillError
 from llm.model import folder
+from llm.model.hf_configs import read_config
 from llm.tokenizer.tokenizer import Tokenizer
 from pipeline.serve import connections
 from pipeline.serve.app import build
@@ -33,6 +34,7 @@ def load(folders: Sequence[Path], config: ComputeConfig) -> dict[str, Served]:
         name = path.resolve().name
         if name in models:
             raise WordmillError(f"{path}: another model is called {name}; rename one of the folders")
+        read_config(path)  # what holds no model is named as such, and not for its missing tokenizer
         tokenizer = Tokenizer.load(path)
         decoder = fastest(folder.load(path, vocab_size=tokenizer.vocab_size), compute)
         models[name] = Served(decoder, tokenizer, int((path / "config.json").stat().st_mtime))

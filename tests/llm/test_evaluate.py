@@ -119,7 +119,7 @@ def test_a_stride_that_leaves_tokens_out_is_refused() -> None:
     [
         ({"stride": -1}, "stride: -1 is negative; 0 means half the context"),
         ({"documents": -1}, "documents: -1 is negative; 0 means all"),
-        ({"ngrams": (8, 0)}, r"ngrams: \[8, 0\]: numbers of words, each once and 1 or more"),
+        ({"ngrams": (8, 0)}, r"ngrams: \[8, 0\]: numbers of words, each once, from 1 to 1,000"),
         ({"ngrams": (8, 8)}, r"ngrams: \[8, 8\]: "),
     ],
 )

@@ -14,7 +14,8 @@ import pytest
 
 from llm.compute import Compute
 from llm.evaluate import score_tokens
-from llm.minimal_pairs import KEYS, MinimalPair, pair_margins
+from llm.minimal_pair_files import KEYS, MinimalPair
+from llm.minimal_pairs import pair_margins
 from llm.model import folder
 from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer

@@ -323,7 +323,7 @@ def test_bad_entries_of_the_index_are_one_line(change: dict[str, Any], folder: P
     content = json.loads(path.read_text())
     content["shards"][0] |= change
     path.write_text(json.dumps(content))
-    refused(folder, "index.json", "damaged")
+    refused(folder, "index.json", "run the stage `shards` again")
 
 
 @pytest.mark.parametrize("text", ["", "[" * 100_000, "{", '{"format": ' + "9" * 5000 + "}", "\x00", "é"])

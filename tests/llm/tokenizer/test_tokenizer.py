@@ -220,5 +220,5 @@ def test_missing_damaged_and_foreign_folders(tmp_path: Path) -> None:
     with pytest.raises(WordmillError, match=r"model\.vocab: missing"):
         Tokenizer.load(tmp_path)
     path.write_text(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, "a")).to_str())
-    with pytest.raises(WordmillError, match="a model of type WordLevel is not supported"):
+    with pytest.raises(WordmillError, match="a model of type 'WordLevel' is not supported"):
         Tokenizer.load(tmp_path)

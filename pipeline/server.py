@@ -11,54 +11,51 @@ Prefect's CSRF tokens are on, and its CORS headers name the server's own origin 
 on any of this (`pipeline.worker`).
 """
 
-import ipaddress
 import os
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from llm.errors import WordmillError
-from pipeline import agent
+from pipeline import agent, origins
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 CORS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 
 
 def serve(host: str, port: int, names: Iterable[str]) -> None:
     """Serve until stopped. `names` are further names under which the server is reached. Raises WordmillError."""
     _check_free(host, port)
-    allowed = {name.lower() for name in (*names, host, socket.gethostname())}
-    origins = os.environ.get(CORS) or ",".join(f"http://{name}:{port}" for name in LOOPBACK)
+    allowed = [*names, host, socket.gethostname()]
+    pages = os.environ.get(CORS) or ",".join(f"http://{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]"))
     defaults = {
         "PREFECT_SERVER_API_HOST": host,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
     }
-    os.environ.update({**defaults, **agent.settings(), CORS: origins})
+    os.environ.update({**defaults, **agent.settings(), CORS: pages})
     import uvicorn
     from prefect.server.api.server import create_app
 
     print(f"Prefect: http://{_display(host)}:{port}", flush=True)
-    guarded = Guard(create_app(final=True), allowed, origins.split(","))
+    guarded = PrefectGuard(create_app(final=True), allowed, pages.split(","))
     uvicorn.run(guarded, host=host, port=port, log_level="warning", timeout_keep_alive=5)
 
 
-class Guard:
+class PrefectGuard:
     """ASGI middleware: answers 403 to a foreign `Host` or `Origin`.
 
-    `names` are host names in lower case; `origins` are further origins whose pages may ask.
+    `names` are host names of the server; `pages` are further origins whose pages may ask.
     """
 
-    def __init__(self, app: App, names: Collection[str], origins: Collection[str] = ()) -> None:
+    def __init__(self, app: App, names: Iterable[str], pages: Collection[str] = ()) -> None:
         self._app = app
-        self._names = names
-        self._origins = origins
+        self._names = origins.Names(names, local=False)
+        self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._problem(scope) if scope["type"] in ("http", "websocket") else None
@@ -75,41 +72,21 @@ class Guard:
         found: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             found.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-        hosts, origins = found.get("host", []), found.get("origin", [])
-        host = _place(f"//{hosts[0]}") if len(hosts) == 1 else None
-        if host is None or not (_is_address(host[0]) or host[0] in self._names or _is_loopback(host[0])):
+        hosts = found.get("host", [])
+        host = origins.host_place(hosts[0]) if len(hosts) == 1 else None
+        if host is None or host.name not in self._names:
             return "this server is not known by that name; start it with `wordmill server --allow-host NAME`"
-        if any(not self._is_own(origin, host) for origin in origins):
+        if any(not self._is_own(origin, host) for origin in found.get("origin", [])):
             return "a page of another origin may not use this server"
         return None
 
-    def _is_own(self, origin: str, host: tuple[str, int | None]) -> bool:
-        place = _place(origin)
-        if place is None:
+    def _is_own(self, origin: str, host: origins.Place) -> bool:
+        page = origins.origin_place(origin)
+        if page is None:
             return False
-        same = place == host or (place[1] == host[1] and _is_loopback(place[0]) and _is_loopback(host[0]))
-        return same or origin.lower() in self._origins
-
-
-def _place(address: str) -> tuple[str, int | None] | None:
-    """Host name in lower case and port of an address; None if it is not one."""
-    try:
-        parts = urlsplit(address)
-        return (parts.hostname, parts.port) if parts.hostname and not parts.username else None
-    except ValueError:
-        return None
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(name: str) -> bool:
-    return name == "localhost" or (_is_address(name) and ipaddress.ip_address(name).is_loopback)
+        loopback = page.name in origins.LOOPBACK and host.name in origins.LOOPBACK
+        same = page == host or (loopback and page.port == host.port)
+        return same or origin.lower() in self._pages
 
 
 def _display(host: str) -> str:

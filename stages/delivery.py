@@ -64,12 +64,20 @@ def deliver_kept(uri: str, tell: Callable[[str], None], only_same_store: bool = 
     Unavailable if the store is down.
     """
     count = 0
-    for path in sorted(UNDELIVERED.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+    for path in _oldest_first():
         lock = path.with_suffix(".lock")
         with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
             count += path.exists() and _deliver_file(path, uri, tell, only_same_store)
             lock.unlink(missing_ok=True)
     return count
+
+
+def _oldest_first() -> list[Path]:
+    found = []
+    for path in UNDELIVERED.glob("*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):  # another stage has just delivered it
+            found.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 def _deliver_file(path: Path, uri: str, tell: Callable[[str], None], only_same_store: bool) -> bool:

@@ -13,7 +13,7 @@ model has `visible` make a mask of them once for all its layers, and passes that
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -113,7 +113,7 @@ def flex_mask(q: Tensor, documents: Tensor | None) -> BlockMask:
     return _causal_mask(q.shape[2], q.device) if documents is None else _document_blocks(documents)
 
 
-def _document_blocks(documents: Tensor, dtype: torch.dtype | None = None) -> BlockMask:
+def _document_blocks(documents: Tensor) -> BlockMask:
     B, T = documents.shape
 
     def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def _document_blocks(documents: Tensor, dtype: torch.dtype | None = None) -> Blo
     return create(seen, B, None, T, T, device=str(documents.device))
 
 
-@cache
+@lru_cache(maxsize=16)  # training has one length; scoring has a few, rounded up
 def _causal_mask(T: int, device: torch.device) -> BlockMask:
     return create_block_mask(lambda b, h, query, key: query >= key, None, None, T, T, device=str(device))
 

@@ -25,6 +25,7 @@ from llm.user_cache import user_cache
 
 ADDRESS = "https://openaipublic.blob.core.windows.net/"
 PATIENCE = 8.0  # seconds without an answer
+LARGEST = 16_000_000  # bytes that are taken of an answer; the largest encoding has 3.6 million
 
 
 class Public(NamedTuple):
@@ -102,7 +103,7 @@ def _content(name: str, address: str, sha256: str) -> bytes:
         return content
     try:
         with urllib.request.urlopen(address, timeout=PATIENCE) as response:
-            content = response.read()
+            content = response.read(LARGEST)
     except (urllib.error.URLError, OSError) as error:
         raise WordmillError(
             f"tokenizer.encoding: {name} is not on this machine and cannot be downloaded "

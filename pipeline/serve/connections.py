@@ -54,9 +54,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listening in sockets or []:
-            listening.listen(
-                BACKLOG
-            )  # asyncio takes one number for the kernel's queue and for what it accepts in one go
+            # asyncio takes one number for the kernel's queue and for what it accepts in one go
+            listening.listen(BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % SWEEP_TICKS == 0:

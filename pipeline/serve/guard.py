@@ -9,16 +9,15 @@ An address of loopback keeps other machines out, but not other pages. So a reque
 Every answer forbids browsers to embed it, to guess its type and to say where they came from.
 """
 
-import ipaddress
 import socket
 from collections.abc import Collection
 from email.message import Message
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
+from pipeline import origins
 from pipeline.serve.answer import error_response
 from pipeline.serve.request import APIError
 
@@ -44,10 +43,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, names: Collection[str] = (), local: bool = True) -> None:
         self._app = app
-        self._names = {"localhost", *(name.lower().rstrip(".") for name in names)}
-        if not local:
-            self._names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        self._local = local
+        own = [] if local else [socket.gethostname(), socket.getfqdn()]
+        self._names = origins.Names([*names, *own], local)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,31 +68,17 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or not self._is_own(hosts[0]):
-            names = ", ".join(sorted(self._names))
-            raise APIError(403, f"This server answers to {names} and this machine's addresses; --name adds a name")
-        for origin in headers.getlist("origin"):
-            if _place(origin) != _place(f"http://{hosts[0]}"):
-                raise APIError(403, "A page of another origin may not use this server")
+        host = origins.host_place(hosts[0]) if len(hosts) == 1 else None
+        if host is None or host.name not in self._names:
+            problem = f"This server answers to {self._names} and this machine's addresses; --name adds a name"
+            raise APIError(403, problem)
+        if any(origins.origin_place(origin) != host for origin in headers.getlist("origin")):
+            raise APIError(403, "A page of another origin may not use this server")
         navigates = scope["method"] in ("GET", "HEAD") and scope["path"] == "/"
         if not navigates and any(site not in OWN_SITE for site in headers.getlist("sec-fetch-site")):
             raise APIError(403, "A page of another site may not use this server")
         if scope["method"] == "POST":
             _check_content(headers)
-
-    def _is_own(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
-            return False
-        name = name.removesuffix(".")
-        if name in self._names:
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return address.is_loopback or not self._local
 
 
 def _check_content(headers: Headers) -> None:
@@ -106,15 +89,3 @@ def _check_content(headers: Headers) -> None:
         raise APIError(415, "The body must be JSON; send Content-Type: application/json")
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise APIError(415, "The body must not be compressed; leave Content-Encoding out")
-
-
-def _place(origin: str) -> tuple[str, int | None] | None:
-    """Host and port of an origin. None for one that has none."""
-    try:
-        parts = urlsplit(origin.strip())
-        ports = {"http": 80, "https": 443}
-        if parts.scheme not in ports or not parts.hostname:
-            return None
-        return parts.hostname.removesuffix("."), parts.port or ports[parts.scheme]
-    except ValueError:
-        return None

@@ -47,7 +47,7 @@ ABSURD = [
 ]  # fmt: skip
 
 
-def mutate(data: bytes, draw: random.Random) -> bytes:
+def damage(data: bytes, draw: random.Random) -> bytes:
     """One to three changes: bits flipped, parts cut, repeated, moved or replaced by something absurd."""
     for _ in range(draw.randint(1, 3)):
         at = draw.randrange(len(data) + 1)
@@ -148,7 +148,7 @@ class Fuzzer:
         for name, good in corpus_files().items():
             for _ in range(times):
                 path = Path(name)
-                path.write_bytes(mutate(good, self.draw))
+                path.write_bytes(damage(good, self.draw))
                 self.attempt("files", lambda path=path: read_file(path, self.draw))  # type: ignore[misc]
 
     def pairs(self, times: int) -> None:
@@ -163,7 +163,7 @@ class Fuzzer:
             }
             for name, good in goods.items():
                 for _ in range(times):
-                    Path(name).write_bytes(mutate(good, self.draw))
+                    Path(name).write_bytes(damage(good, self.draw))
                     self.attempt("pairs", lambda name=name: list(from_files((name,), "auto", Path(), Account())))  # type: ignore[misc]
 
     def shards(self, times: int) -> None:
@@ -181,14 +181,14 @@ class Fuzzer:
 
         for number in range(times):
             path = folder / "index.json" if number % 2 else self.draw.choice(sorted(goods))
-            path.write_bytes(mutate(goods[path], self.draw))
+            path.write_bytes(damage(goods[path], self.draw))
             self.attempt("shards", read)
             path.write_bytes(goods[path])
 
     def answers(self, times: int) -> None:
         url.SILENCE, url.SLOW_SECONDS = 0.5, 1.0
         for _ in range(times):
-            answers = [mutate(self.draw.choice(HEADS), self.draw) for _ in range(self.draw.randint(1, 3))]
+            answers = [damage(self.draw.choice(HEADS), self.draw) for _ in range(self.draw.randint(1, 3))]
             for left in Path().glob("words*"):
                 left.unlink()
             if self.draw.random() < 0.3:

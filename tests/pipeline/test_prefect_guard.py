@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.server import Guard
+from pipeline.server import PrefectGuard
 
 PORT = 4200
 
@@ -24,7 +24,7 @@ def answer(headers: list[tuple[str, str]], kind: str = "http") -> int:
     async def receive() -> MutableMapping[str, Any]:
         return {"type": f"{kind}.connect"}
 
-    guard = Guard(application, {"train.example.org", "box"}, ["https://pages.example.org"])
+    guard = PrefectGuard(application, {"train.example.org", "box"}, ["https://pages.example.org"])
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
     asyncio.run(guard({"type": kind, "headers": raw}, receive, send))
     return int(sent[0].get("status", 403))

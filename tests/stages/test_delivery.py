@@ -198,6 +198,7 @@ def test_one_damaged_file_holds_back_no_other(direct: None, store: str, monkeypa
             content = text + b"\n" + content
         (delivery.UNDELIVERED / f"{number}.jsonl").write_bytes(content)
     (delivery.UNDELIVERED / "folder.jsonl").mkdir()
+    (delivery.UNDELIVERED / "gone.jsonl").symlink_to("nowhere")  # as a file that another stage delivers meanwhile
     good = json.dumps(header) + "\n"
     good += '{"kind": "metrics", "time": 5, "values": {"loss": 1.0}, "step": 1}\nrubbish\n'
     good += '{"kind": "metrics", "time": 6, "values": {"loss": 0.5}, "step": 2}\n{"kind": "met'

@@ -98,6 +98,20 @@ def test_origins(client: TestClient, method: str, origin: str, status: int) -> N
     assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("box.lan", "https://box.lan", 200),  # behind a proxy that ends TLS
+        ("box.lan", "http://box.lan.", 200),
+        ("box.lan", "https://box.lan:8443", 403),
+        ("localhost:99999", "null", 403),
+        ("localhost:99999", "http://localhost:99999", 403),
+    ],
+)
+def test_origin_beside_its_host(client: TestClient, host: str, origin: str, status: int) -> None:
+    assert client.get("/v1/models", headers={"Host": host, "Origin": origin}).status_code == status
+
+
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "same-origin", "none"])
 def test_what_the_browser_says_of_the_site(client: TestClient, site: str) -> None:
     own = site in ("same-origin", "none")

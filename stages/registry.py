@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CODE = Path(__file__).with_name("mlflow_model.py")
 LIBRARY = Path(__file__).parents[1] / "llm"
-PACKAGES = ("mlflow", "numpy", "regex", "safetensors", "sentencepiece", "tiktoken", "tokenizers", "torch")
+PACKAGES = ("mlflow", "numpy", "pydantic", "regex", "safetensors", "sentencepiece", "tiktoken", "tokenizers", "torch")
 EXAMPLE = "Once there was"
 DEFAULTS = {
     "max_new_tokens": 64,

@@ -3,8 +3,11 @@
 An address stands in params.yaml, so MLflow, the manifest and every message know it. It must therefore hold no secret.
 Where one is needed, the address says `${NAME}`, and the environment variable NAME is read when the download begins:
 
-    https://${MY_USER}:${MY_PASSWORD}@example.org/words.txt
-    https://example.org/words.txt?token=${MY_TOKEN}
+    https://${DOWNLOAD_USER}:${DOWNLOAD_PASSWORD}@example.org/words.txt
+    https://example.org/words.txt?token=${DOWNLOAD_TOKEN}
+
+NAME begins with DOWNLOAD_. Whoever may start a run may name any address, so no other variable of the machine's, such as
+a store's password, goes into one.
 
 A user name and a password are sent as HTTP basic authentication to the address's own host, never to one that it
 redirects to. A user name, a password, or a parameter such as `token` or `signature` that is written out is refused.
@@ -19,6 +22,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 from llm.errors import ConfigError, WordmillError
 
 FROM_ENVIRONMENT = re.compile(r"\$\{(\w+)\}", re.ASCII)
+PREFIX = "DOWNLOAD_"  # of the variables that an address may name
 SECRET_PARAMETER = re.compile(
     r"(.*[-_])?(token|signature|secret|password|passwd|credential|apikey|key|sig|auth|pwd)|accesstoken", re.IGNORECASE
 )
@@ -47,12 +51,17 @@ def check(url: str) -> SplitResult:
         raise ConfigError("urls", f"{shown(url)!r} is not an address: {error}") from None
     if parts.scheme not in ("http", "https") or not host:
         raise ConfigError("urls", f"{shown(url)!r} is not an http or https address; local files are `source: files`")
+    other = next((name for name in FROM_ENVIRONMENT.findall(url) if not name.startswith(PREFIX)), None)
+    if other:
+        raise ConfigError(
+            "urls", f"{shown(url)!r} names the environment variable {other}; use one whose name begins with {PREFIX}"
+        )
     secret = next((name for name, value in _secrets(parts) if FROM_ENVIRONMENT.sub("", value)), None)
     if secret:
         raise ConfigError(
             "urls",
-            f"{shown(url)!r} holds a secret ({secret}), which logs would show; write ${{NAME}} in its place, "
-            "and set the environment variable NAME",
+            f"{shown(url)!r} holds a secret ({secret}), which logs would show; write ${{DOWNLOAD_NAME}} in its "
+            "place, and set the environment variable DOWNLOAD_NAME",
         )
     return parts
 

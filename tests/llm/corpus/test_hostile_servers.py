@@ -190,9 +190,11 @@ class Secret(NamedTuple):
 
 
 SECRETS = [
-    Secret(lambda host: f"http://${{WHO}}:${{WORD}}@{host}/a.txt", b"Authorization: Basic bWU6czNjcmV0"),
-    Secret(lambda host: f"http://{host}/a.txt?token=${{WORD}}", b"GET /a.txt?token=s3cret HTTP"),
-    Secret(lambda host: f"http://{host}/${{WORD}}/a.txt", b"GET /s3cret/a.txt HTTP"),
+    Secret(
+        lambda host: f"http://${{DOWNLOAD_WHO}}:${{DOWNLOAD_WORD}}@{host}/a.txt", b"Authorization: Basic bWU6czNjcmV0"
+    ),
+    Secret(lambda host: f"http://{host}/a.txt?token=${{DOWNLOAD_WORD}}", b"GET /a.txt?token=s3cret HTTP"),
+    Secret(lambda host: f"http://{host}/${{DOWNLOAD_WORD}}/a.txt", b"GET /s3cret/a.txt HTTP"),
 ]
 
 
@@ -200,8 +202,8 @@ SECRETS = [
 def test_secrets_come_from_the_environment_and_are_kept_nowhere(
     secret: Secret, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("WHO", "me")
-    monkeypatch.setenv("WORD", "s3cret")
+    monkeypatch.setenv("DOWNLOAD_WHO", "me")
+    monkeypatch.setenv("DOWNLOAD_WORD", "s3cret")
     text = b"One text.\n" * 500
     sent = f"HTTP/1.1 200 x\r\nContent-Length: {len(text)}\r\n\r\n".encode()
     busy = b"HTTP/1.1 503 x\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"
@@ -214,14 +216,14 @@ def test_secrets_come_from_the_environment_and_are_kept_nowhere(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(b"s3cret" in path.read_bytes() for path in files)
     assert "s3cret" not in capsys.readouterr().err
-    assert "WORD" in json.loads((tmp_path / "corpus/manifest.json").read_text())["settings"]["urls"][0]
+    assert "DOWNLOAD_WORD" in json.loads((tmp_path / "corpus/manifest.json").read_text())["settings"]["urls"][0]
 
 
 def test_a_password_is_not_sent_to_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORD", "s3cret")
+    monkeypatch.setenv("DOWNLOAD_WORD", "s3cret")
     with raw_server(HEAD + DATA) as other:
         with raw_server(f"HTTP/1.1 302 x\r\nLocation: {other.url}\r\n\r\n".encode()) as server:
-            download(f"http://me:${{WORD}}@{server.host}/a.txt", SHA256, tmp_path / "a.txt")
+            download(f"http://me:${{DOWNLOAD_WORD}}@{server.host}/a.txt", SHA256, tmp_path / "a.txt")
             assert b"Authorization" in server.requests[0]
         assert b"Authorization" not in other.requests[0]
 
@@ -248,19 +250,31 @@ def test_written_out_secrets_are_refused_and_not_repeated(address: str) -> None:
     assert "3" not in str(caught.value) + caught.value.problem
 
 
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "download_word", "XDOWNLOAD_WORD"])
+def test_an_address_takes_no_other_variables_along(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    for address in (
+        "https://evil.example/${%s}",
+        "https://me:${%s}@evil.example/a",
+        "https://evil.example/a?token=${%s}",
+    ):
+        with pytest.raises(ConfigError, match=f"names the environment variable {name}; use one whose name begins with"):
+            CorpusConfig(source="url", urls=(address % name,), sha256=(SHA256,))
+
+
 @pytest.mark.parametrize("sign", ["\x00", "\x1b", "\x7f", "\n", "\x85", "\u202e"])
 def test_control_characters_are_refused_at_once(sign: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="control characters"):
         CorpusConfig(source="url", urls=(f"https://example.org/a{sign}.txt",), sha256=(SHA256,))
     if sign != "\x00":  # which no environment variable holds
-        monkeypatch.setenv("WORD", f"a{sign}b")
+        monkeypatch.setenv("DOWNLOAD_WORD", f"a{sign}b")
         with pytest.raises(WordmillError, match="no address has"):
-            fill("https://example.org/${WORD}.txt")
+            fill("https://example.org/${DOWNLOAD_WORD}.txt")
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:
-    with pytest.raises(WordmillError, match="the environment variable NOT_SET_ANYWHERE is not set"):
-        fill("https://example.org/a.txt?token=${NOT_SET_ANYWHERE}")
+    with pytest.raises(WordmillError, match="the environment variable DOWNLOAD_NOT_SET_ANYWHERE is not set"):
+        fill("https://example.org/a.txt?token=${DOWNLOAD_NOT_SET_ANYWHERE}")
 
 
 def test_shown_addresses_hold_no_secret() -> None:

@@ -59,6 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, request:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", f"{request.node.name}-{tmp_path.name}")
     monkeypatch.setenv("WORDMILL_REBUILD", "first")
+    monkeypatch.setenv("WORDMILL_PREFLIGHT", "own")  # toy stages have no later ones
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     return tmp_path
 

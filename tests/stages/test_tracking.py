@@ -253,6 +253,7 @@ STAGE = """
 import os, sys, time
 from dataclasses import dataclass
 from pathlib import Path
+from stages import params as params_file
 from stages.stage import Stage, main
 
 @dataclass(frozen=True)
@@ -266,6 +267,7 @@ def run(params, stage):
     time.sleep(float(os.environ.get("TOY_SECONDS", 0)))
     Path(f"{stage.name}.json").write_text('{"loss": 1.5, "opening": "Once"}')
 
+params_file.defaults = lambda: {}  # its sections are its own
 main(sys.argv[1], Params, run)
 """
 

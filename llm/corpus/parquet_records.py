@@ -22,7 +22,7 @@ from llm.corpus.utf8 import Utf8Check
 from llm.errors import WordmillError
 
 ROWS = 256  # decoded at a time; other writers' row groups may be as large as the file
-BUDGET = 1 << 28  # bytes that they may take
+BUDGET = 1 << 27  # bytes that they may take; buffers that grow while they are filled take three times as much
 RATIO = 1_000  # that a column may unpack to, above the limit of a document
 PACKED_RATIO = 100  # the same of a packed Parquet file, above
 PACKED_SIZE = 1 << 30  # bytes

@@ -16,7 +16,10 @@ def corpus(tmp_path: Path) -> Path:
     listed = []
     for name, rows in (("part-00000.parquet", ROWS[:6]), ("part-00001.parquet", ROWS[6:])):
         listed.append({"name": name, "sha256": write_part(tmp_path / "train" / name, rows)})
-    (tmp_path / "manifest.json").write_text(json.dumps({"splits": {"train": {"parts": listed}}}))
+    split = {"documents": len(ROWS), "bytes": sum(len(row.text) for row in ROWS), "parts": listed}
+    empty = {"documents": 0, "bytes": 0, "parts": []}
+    content = {"digest": "d", "splits": {"train": split, "val": empty, "test": empty}}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
     return tmp_path
 
 

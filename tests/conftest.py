@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import dvc  # noqa: F401  here: DVC writes to the stderr of its import for good, and that of a test is closed
 import pytest
 import torch
 

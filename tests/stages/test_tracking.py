@@ -419,16 +419,21 @@ def test_keys_of_typed_params_and_of_the_file_agree() -> None:
 def test_the_stages_own_use_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "60")
     busy = "import time; block = b'x' * 200_000_000; print(flush=True)\nwhile True: pass"
-    with subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE) as process:
+    process = subprocess.Popen([sys.executable, "-c", busy], stdout=subprocess.PIPE)
+    try:
         assert process.stdout
         process.stdout.readline()
+        used = psutil.Process(process.pid)
+        before = sum(used.cpu_times()[:2])
         sampler = Sampler(process.pid)
         began = time.monotonic()
-        used = psutil.Process(process.pid)
-        wait_for(lambda: sum(used.cpu_times()[:2]) > 0.5)  # a busy machine gives it less than a processor
+        # More than the half second below which a sampler takes no sample; a busy machine gives it less than a processor.
+        wait_for(lambda: sum(used.cpu_times()[:2]) > before + 0.7)
         (event,) = sampler.taken(last=True)
         passed = time.monotonic() - began
+    finally:
         process.kill()
+        process.communicate()
     values = event["values"]
     assert 200 < values["system/stage_memory_megabytes"] < 300
     assert 20 / passed < values["system/stage_cpu_percentage"] < 130 * max(1, 1 / passed)

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,12 @@ class Declared:
 
 def declared(path: Path = PIPELINE) -> list[Declared]:
     """The stages of dvc.yaml, each after those it depends on."""
-    content = YAML(typ="safe", pure=True).load(path)["stages"] if path.exists() else {}
+    return list(_declared(path.read_bytes())) if path.exists() else []
+
+
+@lru_cache(maxsize=8)  # a stage asks several times, and parsing takes a third of a second
+def _declared(text: bytes) -> list[Declared]:
+    content = YAML(typ="safe", pure=True).load(text)["stages"]
     stages = [
         Declared(
             name,

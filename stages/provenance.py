@@ -6,12 +6,14 @@ None of this enters what DVC hashes; it goes to MLflow, where it says why two ru
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import psutil
 
+HEADER = re.compile(r"^(Name|Version): *(.*?) *$", re.MULTILINE)  # of a distribution's METADATA
 # Instruction sets between which libraries choose: sums come out in another order.
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "sve", "asimd")
 # What the user may have set that changes the arithmetic.
@@ -28,8 +30,15 @@ def commit() -> str | None:
 
 def packages() -> str:
     """Every installed distribution as `name==version`, a line each, sorted."""
-    found = {(d.metadata["Name"] or "").lower(): d.version for d in importlib.metadata.distributions()}
+    found = dict(_named(each) for each in importlib.metadata.distributions())
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items()) if name)
+
+
+def _named(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Name in lower case and version, by a look at the metadata's lines: to parse hundreds of them takes a second."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    found = dict(HEADER.findall(text.partition("\n\n")[0]))
+    return found.get("Name", "").lower(), found.get("Version", "")
 
 
 def hardware() -> dict[str, str]:

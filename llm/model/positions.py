@@ -77,8 +77,8 @@ POSITIONS: dict[str, type[Rope] | type[Learned] | type[Sinusoidal] | type[Unplac
 
 def rotary_table(length: int, d_head: int, theta: float) -> Rotation:
     """Cosines and sines (length, E) of RoPE, the E/2 frequencies repeated for both halves."""
-    frequencies = theta ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies).repeat(1, 2)
+    frequencies = theta ** (-_numbers(0, d_head, 2) / d_head)
+    angles = torch.outer(_numbers(0, length, 1), frequencies).repeat(1, 2)
     return angles.cos().float(), angles.sin().float()
 
 
@@ -91,6 +91,11 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 def sinusoidal_table(length: int, d_model: int) -> Tensor:
     """(length, D): sines in the even columns, cosines in the odd ones, wavelengths from 2π to 20,000π, over √D."""
-    frequencies = 10_000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    frequencies = 10_000 ** (-_numbers(0, d_model, 2) / d_model)
+    angles = torch.outer(_numbers(0, length, 1), frequencies)
     return (torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1) / math.sqrt(d_model)).float()
+
+
+def _numbers(start: int, end: int, step: int) -> Tensor:
+    """Float64, on the CPU whatever the default device: on `meta` this would import torch's compiler, for two seconds."""
+    return torch.arange(start, end, step, dtype=torch.float64, device="cpu")

@@ -146,7 +146,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        # `nn.Embedding(…)` would draw numbers, which on the device `meta` imports torch's compiler, for two seconds.
+        self.embedding = nn.Embedding.from_pretrained(torch.zeros(vocab_size, config.d_model), freeze=False)
         self.position = POSITIONS[config.position](config)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))

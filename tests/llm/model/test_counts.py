@@ -1,6 +1,9 @@
 """Parameter and operation counts against published figures and against the model itself."""
 
-from dataclasses import replace
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -83,3 +86,20 @@ def test_flops_follow_palms_formula(smollm2: ModelConfig) -> None:
     short = replace(smollm2, block_size=256)
     assert flops_per_token(short, 49_152) == palm_flops_per_token(134_515_008, 30, 9, 64, 256)
     assert flops_per_token(replace(short, tie_head=False), 49_152) == flops_per_token(short, 49_152)
+
+
+COUNTING = """
+import json, sys
+from llm.model.config import ModelConfig
+from llm.model.counts import parameters
+parameters(ModelConfig(**json.loads(sys.argv[1])), 64)
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal", "none"])
+def test_a_model_without_numbers_needs_no_compiler(tiny_config: ModelConfig, position: str) -> None:
+    """Its import takes two seconds of every stage that opens a model's folder."""
+    shape = json.dumps(asdict(tiny_config) | {"position": position, "norm": "layernorm", "bias": True})
+    command = [sys.executable, "-c", COUNTING, shape]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False\n"

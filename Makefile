@@ -14,7 +14,7 @@ repro: .venv/installed
 	@began=$$(date +%s); dvc repro && wordmill summary --since $$began
 
 test: check
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/test
 	ruff check .

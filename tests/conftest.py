@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Before torch: threads that spin while they wait take the other test process's time, half of all there is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import dvc  # noqa: F401  here: DVC writes to the stderr of its import for good, and that of a test is closed
 import pytest
 import torch
@@ -22,7 +25,27 @@ STAGES = [stage.name for stage in lineage.declared(ROOT / "dvc.yaml")]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
+# The files that take longest, longest first. Two processes share the files out in this order, so that both end together.
+LONGEST = (
+    "test_pipeline.py",
+    "test_presets_run.py",
+    "test_deployment.py",
+    "test_bad_input.py",
+    "test_stage.py",
+    "test_stores.py",
+    "test_parallel.py",
+    "test_tracking.py",
+    "test_readers.py",
+    "test_dvc.py",
+    "test_flash.py",
+    "test_delivery.py",
+)
 TINY = llama(n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, block_size=32)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture

@@ -427,7 +427,7 @@ def test_the_stages_own_use_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> N
         before = sum(used.cpu_times()[:2])
         sampler = Sampler(process.pid)
         began = time.monotonic()
-        # More than the half second below which a sampler takes no sample; a busy machine gives it less than a processor.
+        # Longer than the half second below which a sampler takes none; a busy machine gives it less than a processor.
         wait_for(lambda: sum(used.cpu_times()[:2]) > before + 0.7)
         (event,) = sampler.taken(last=True)
         passed = time.monotonic() - began

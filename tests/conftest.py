@@ -25,7 +25,7 @@ STAGES = [stage.name for stage in lineage.declared(ROOT / "dvc.yaml")]
 SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared" / "data"))
 
 
-# The files that take longest, longest first. Two processes share the files out in this order, so that both end together.
+# The files that take longest, longest first. Processes take files in this order, so that all end at about one time.
 LONGEST = (
     "test_pipeline.py",
     "test_presets_run.py",

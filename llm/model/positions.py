@@ -97,5 +97,5 @@ def sinusoidal_table(length: int, d_model: int) -> Tensor:
 
 
 def _numbers(start: int, end: int, step: int) -> Tensor:
-    """Float64, on the CPU whatever the default device: `meta` would import torch's compiler, which takes two seconds."""
+    """Float64, on the CPU whatever the default device: `meta` would import torch's compiler, for two seconds."""
     return torch.arange(start, end, step, dtype=torch.float64, device="cpu")

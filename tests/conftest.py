@@ -67,9 +67,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{folder}/mlflow.db"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def locks(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Tests do not wait for what else trains on this machine."""
+    """Tests wait neither for what else trains on this machine nor for what a module before them trained in-process."""
     os.environ["WORDMILL_LOCKS"] = str(tmp_path_factory.mktemp("locks"))
 
 

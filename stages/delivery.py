@@ -20,7 +20,7 @@ from stages import processes, sqlite_store
 from stages.kept_events import DamagedFileError, read, read_header
 from stages.mailbox import Event, Unavailable, serve
 from stages.stage_run import StageRun, moment
-from stages.store import answers
+from stages.store import answers, check_listens
 from stages.tracking_uri import tracking_uri, without_secrets
 
 UNDELIVERED = Path("runs/undelivered")
@@ -43,6 +43,7 @@ class Courier:
 
     def __init__(self, start: dict[str, Any]) -> None:
         uri = tracking_uri()
+        check_listens(uri)
         self._run = StageRun(start, uri)
         self._thread = threading.Thread(target=self._others, args=(uri,), daemon=True)
         self._thread.start()

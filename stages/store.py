@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from llm.errors import WordmillError
 from stages import sqlite_store
@@ -24,6 +25,8 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment
 PROJECT = Path(__file__).parents[1]
 WRONG_STATUSES = (401, 403, 404)  # of HTTP
 PROBE = "probe.txt"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def client(uri: str) -> "MlflowClient":
@@ -33,6 +36,19 @@ def client(uri: str) -> "MlflowClient":
     if work := sqlite_store.preparation(uri):
         work()
     return MlflowClient(tracking_uri=uri)
+
+
+def check_listens(uri: str) -> None:
+    """Raises Unavailable where nothing listens at a server's address on this machine: MLflow would ask for seconds."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or parts.hostname not in LOOPBACK:
+        return  # another machine's may be reached through a proxy alone
+    try:
+        socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme]), timeout=1).close()
+    except ConnectionRefusedError:
+        raise Unavailable(f"{without_secrets(uri)}: nothing listens there") from None
+    except OSError:
+        return  # MLflow says better what is the matter
 
 
 def answers(uri: str) -> bool:

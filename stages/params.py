@@ -121,12 +121,19 @@ def _parsed(text: str, source: str) -> Any:
 
 
 def _of_little_depth(text: str, source: str, pure: bool) -> Any:
-    """Raises WordmillError for nesting and aliases that the parser would take without end, or crash at."""
-    depth = aliases = 0
+    """Raises WordmillError for nesting and aliases that a parser, or who uses what it gives, would take without end."""
+    around: list[str | None] = []  # the anchors of the collections that are open
+    aliases = 0
     for event in YAML(typ="safe", pure=pure).parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        aliases += isinstance(event, AliasEvent)
-        if depth > DEEPEST or aliases > MOST_ALIASES:
+        if isinstance(event, CollectionStartEvent):
+            around.append(event.anchor)
+        elif isinstance(event, CollectionEndEvent):
+            around.pop()
+        elif isinstance(event, AliasEvent):
+            aliases += 1
+            if event.anchor in around:
+                raise WordmillError(f"{source}: the value &{event.anchor} contains itself; write what is meant")
+        if len(around) > DEEPEST or aliases > MOST_ALIASES:
             raise WordmillError(f"{source}: nested too deeply; expected sections with keys and values")
     return YAML(typ="safe", pure=pure).load(text)
 

@@ -138,7 +138,7 @@ def _read(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
                 yield file.read_row_group(group, columns=[column])[column]
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise WordmillError(
             f"{path}: cannot be read as a part of the corpus ({_line(error)}); run the stage `download` again"
         ) from None

@@ -22,6 +22,7 @@ from llm.strict_json import check_json, quoted, read_json
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 SUMS = "SHA256SUMS"
+LONGEST_NAME = 255  # bytes that a file's name may have, nearly everywhere
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -65,7 +66,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     files = sorted(set(index.weight_map.values()))
     found: dict[str, Stored] = {}
     for name in files:
-        if Path(name).name != name or "\0" in name:
+        if Path(name).name != name or "\0" in name or len(name.encode()) > LONGEST_NAME:
             raise WordmillError(f"{folder / INDEX}: {quoted(name)} is not a file beside it")
         if not (folder / name).exists():
             raise WordmillError(f"{folder}: no model there ({name} is missing)")

@@ -103,3 +103,22 @@ def test_every_key_that_names_files_is_known(tmp_path: Path, monkeypatch: pytest
     ):
         Path(name).write_text("yours")
         assert params.named_files({name: name, "corpus.source": name}) == [Path(name)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "samples: &a\n  prompts: [*a]\n",
+        "samples:\n  prompts: &a [1, [2, *a]]\n",
+        "&a\nsamples: *a\n",
+        "samples: {temperature: &a {x: *a}}\n",
+    ],
+)
+def test_a_value_that_contains_itself_is_refused(text: str) -> None:
+    """Comparing such values, copying them or writing them never ends."""
+    with pytest.raises(WordmillError, match="params.yaml: the value &a contains itself"):
+        params.parse(text, "params.yaml")
+
+
+def test_a_value_may_stand_twice() -> None:
+    assert params.parse("samples: {prompts: &a [x]}\nevaluate: {paths: *a}\n", "x.yaml")["evaluate"] == {"paths": ["x"]}

@@ -56,3 +56,12 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(WordmillError, match="not valid JSON"):
         manifest(tmp_path)
+
+
+def test_a_column_whose_name_is_no_text_is_one_line(corpus: Path) -> None:
+    path = parts(corpus / "train")[0]
+    data = path.read_bytes()
+    assert data.count(b"source") >= 2
+    path.write_bytes(data.replace(b"source", b"\xffource"))
+    with pytest.raises(WordmillError, match=r"part-00000\.parquet: cannot be read as a part of the corpus"):
+        list(documents(corpus / "train"))

@@ -138,6 +138,7 @@ def test_mistral_without_the_key_has_the_window_of_transformers(tmp_path: Path) 
         ({"weight_map": 5}, "weight_map"),
         ({"weight_map": {"model.norm.weight": 5}}, "weight_map.model.norm.weight"),
         ({"weight_map": {"model.norm.weight": "../x.safetensors"}}, "is not a file beside it"),
+        ({"weight_map": {"model.norm.weight": "x" * 300}}, "is not a file beside it"),
         ({"weight_map": {"no.such": "part.safetensors"}}, "does not say that"),
         ([], "index.json"),
     ],

@@ -116,7 +116,7 @@ def test_every_key_that_names_files_is_known(tmp_path: Path, monkeypatch: pytest
 )
 def test_a_value_that_contains_itself_is_refused(text: str) -> None:
     """Comparing such values, copying them or writing them never ends."""
-    with pytest.raises(WordmillError, match="params.yaml: the value &a contains itself"):
+    with pytest.raises(WordmillError, match=r"params\.yaml: the value &a contains itself"):
         params.parse(text, "params.yaml")
 
 

@@ -137,7 +137,11 @@ def _read(path: Path, column: str) -> Iterator[pa.ChunkedArray]:
     try:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                yield file.read_row_group(group, columns=[column])[column]
+                values = file.read_row_group(group, columns=[column])[column]
+                if values.type != pa.string() or values.null_count:
+                    raise pa.ArrowInvalid(f"the column {column!r} is not all text")
+                values.validate(full=True)  # UTF-8 too, which pyarrow takes from the file as it comes
+                yield values
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise WordmillError(
             f"{path}: cannot be read as a part of the corpus ({_line(error)}); run the stage `download` again"

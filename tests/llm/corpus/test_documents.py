@@ -1,9 +1,11 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from llm.corpus.documents import Row, check, documents, manifest, parts, read_part, write_part
+from llm.corpus.documents import Row, check, documents, manifest, parts, read_part, utf8_batches, write_part
 from llm.errors import WordmillError
 
 ROWS = [Row(f"{number:032x}", f"text {number} ü".encode(), "a.txt") for number in range(10)]
@@ -65,3 +67,21 @@ def test_a_column_whose_name_is_no_text_is_one_line(corpus: Path) -> None:
     path.write_bytes(data.replace(b"source", b"\xffource"))
     with pytest.raises(WordmillError, match=r"part-00000\.parquet: cannot be read as a part of the corpus"):
         list(documents(corpus / "train"))
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        pa.array([b"fine", b"caf\xe9"], pa.binary()).view(pa.string()),
+        pa.array(["fine", None], pa.string()),
+        pa.array([b"fine", b"too"], pa.binary()),
+        pa.array([1, 2]),
+    ],
+    ids=["no UTF-8", "null", "bytes", "numbers"],
+)
+def test_a_column_that_is_not_all_text_is_one_line(corpus: Path, texts: pa.Array) -> None:
+    path = parts(corpus / "train")[0]
+    pq.write_table(pa.table({"id": ["1", "2"], "text": texts, "source": ["a", "a"]}), path)
+    for read in (documents, utf8_batches):
+        with pytest.raises(WordmillError, match=r"part-00000\.parquet: cannot be read as a part of the corpus"):
+            list(read(corpus / "train"))

@@ -19,8 +19,8 @@ from stages import sqlite_store, store
 from stages.delivery import deliver_kept
 from stages.mailbox import Unavailable, now
 from stages.stage_run import StageRun
-from stages.store import every, reachable
-from tests.stages.mlflow_server import ADMIN, answering, http
+from stages.store import check_listens, every, reachable
+from tests.stages.mlflow_server import ADMIN, answering, free_port, http
 from tests.stages.test_tracking import REPO, runs
 
 MAXIMUM_SECONDS = 300
@@ -232,3 +232,27 @@ def test_a_search_is_read_to_its_last_page() -> None:
     pages = {None: Page([1, 2], "a"), "a": Page([], "b"), "b": Page([3], None)}
     assert list(every(lambda token: pages[token])) == [1, 2, 3]
     assert json.dumps(list(every(lambda token: pages["b"]))) == "[3]"
+
+
+ASKING = """
+import sys
+from stages.mailbox import Unavailable
+from stages.store import check_listens
+try:
+    check_listens(sys.argv[1])
+except Unavailable as error:
+    print(error)
+print("mlflow" in sys.modules)
+"""
+
+
+def test_a_server_of_this_machine_that_is_not_there_is_said_without_mlflow() -> None:
+    """MLflow would be imported for seconds, and would then ask again and again."""
+    address = f"http://127.0.0.1:{free_port()}"
+    done = subprocess.run([sys.executable, "-c", ASKING, address], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{address}: nothing listens there", "False"]
+
+
+def test_what_listens_and_what_is_elsewhere_is_left_to_mlflow(http_store: str) -> None:
+    for uri in (http_store, "http://mlflow.invalid:5000", "sqlite:///mlflow.db", "file:///runs"):
+        check_listens(uri)

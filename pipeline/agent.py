@@ -25,7 +25,12 @@ from stages import processes
 CHECKOUT = "WORDMILL_CHECKOUT"
 AGENT = "WORDMILL_AGENT"
 API = "http://127.0.0.1:4200/api"
-NO_REPORTS = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    # Of the server that `wordmill run` starts for itself: the first time it makes its database, which took over 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+}
 CLAIMS = Path("runs/agent")  # a file for each worker: the ids of the runs that it has claimed
 STOP_SECONDS = 25.0  # for flows to stop
 GIVEN_BACK = "its agent stopped before it began"
@@ -38,7 +43,7 @@ class AgentGoneError(Exception):
 
 def settings() -> dict[str, str]:
     """The environment of everything that talks to Prefect: this machine's server if none is named, no reports home."""
-    return {"PREFECT_API_URL": API, **NO_REPORTS, **os.environ}
+    return {"PREFECT_API_URL": API, **PREFECT_DEFAULTS, **os.environ}
 
 
 def run(pool: str) -> int:

@@ -107,13 +107,13 @@ def run(
 ) -> None:
     """Rebuild through Prefect what has changed; changes given here are for this rebuild alone."""
     from pipeline import dvc, overrides, plan, presets
-    from pipeline.agent import NO_REPORTS
+    from pipeline.agent import PREFECT_DEFAULTS
 
     changes = presets.parsed(set_ or [])
     with overrides.sole_rebuild():  # a mistake, or a rebuild that is at work here, is told before Prefect starts
         plan.text(preset, changes)
         dvc.between(dvc.graph(), from_, until)
-    os.environ.update(NO_REPORTS | os.environ)
+    os.environ.update(PREFECT_DEFAULTS | os.environ)
     from pipeline.flow import rebuild
 
     state = rebuild(

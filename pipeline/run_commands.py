@@ -94,9 +94,9 @@ def sweep(
 
 
 def _as_flow(grid: "list[Point]") -> "list[Outcome]":
-    from pipeline.agent import NO_REPORTS
+    from pipeline.agent import PREFECT_DEFAULTS
 
-    os.environ.update(NO_REPORTS | os.environ)
+    os.environ.update(PREFECT_DEFAULTS | os.environ)
     from pipeline.sweep_flow import run
 
     return run(grid)

@@ -1,6 +1,10 @@
 """The program itself: mistakes in what is given end with one line and status 2, for every option of every command."""
 
+import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
@@ -56,3 +60,24 @@ def test_what_is_no_command(
     assert status == 2
     assert line.startswith("wordmill: ")
     assert line.count("\n") == 1
+
+
+def test_prefects_own_server_has_time_to_make_its_database(
+    checkout: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By itself it has 20 seconds; on a slow machine the first `wordmill run` ended with a traceback."""
+    name = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
+    given: dict[str, str] = {}
+
+    def rebuild(**parameters: Any) -> SimpleNamespace:
+        given.update(os.environ)
+        return SimpleNamespace(message="stages: 4 cached", is_completed=lambda: True)
+
+    monkeypatch.setattr(os, "environ", {**os.environ, "PATH": os.environ["PATH"]})
+    os.environ.pop(name, None)
+    monkeypatch.setitem(sys.modules, "pipeline.flow", SimpleNamespace(rebuild=rebuild))
+    assert not run(capsys, monkeypatch, "run")[0]
+    assert float(given[name]) >= 120
+    os.environ[name] = "7"
+    run(capsys, monkeypatch, "run")
+    assert given[name] == "7"  # what the user has set stays

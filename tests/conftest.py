@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Before torch: threads that spin while they wait take the other test process's time, half of all there is.
+# Before torch: threads that spin while they wait take the other test process's time, two fifths of it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import dvc  # noqa: F401  here: DVC writes to the stderr of its import for good, and that of a test is closed
@@ -26,7 +26,7 @@ SHARED_DATA = Path(os.environ.get("WORDMILL_SHARED_DATA", ROOT.parent / "shared"
 
 
 # The files that take longest, longest first. Processes take files in this order, so that all end at about one time.
-LONGEST = (
+SLOWEST_FILES = (
     "test_pipeline.py",
     "test_presets_run.py",
     "test_deployment.py",
@@ -44,7 +44,7 @@ TINY = llama(n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=48, block_size=3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = {name: place for place, name in enumerate(LONGEST)}
+    order = {name: place for place, name in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 

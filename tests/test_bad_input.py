@@ -20,9 +20,9 @@ from llm.model.config import ModelConfig
 from llm.model.transformer import Transformer
 from llm.tokenizer.tokenizer import Tokenizer
 from pipeline.presets import changed
+from tests.stages.mlflow_server import NO_STORE
 
 REPO = Path(__file__).parents[1]
-NO_STORE = "http://127.0.0.1:9"  # nothing listens there: a run in MLflow would take longer than what is tested
 OF_THE_STORE = re.compile(r"warning: (tracking is off .* nothing listens there|its metrics are kept in .*\.jsonl)$")
 SMALL: dict[str, Any] = {
     "corpus.documents": 60,

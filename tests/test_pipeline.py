@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from benchmarks.kill import Checkout, build, checkpointed, ran, survives
 from stages import lineage
+from tests.stages.mlflow_server import NO_STORE
 
-NO_STORE = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}  # nothing listens there: stages are done in half the time
 STAGES = {stage.name for stage in lineage.declared(Path(__file__).parents[1] / "dvc.yaml")}
 
 
@@ -96,7 +96,7 @@ def test_a_change_reruns_what_follows_and_links_the_rest(built: Checkout) -> Non
 
 
 def test_killed_in_the_middle_or_not_a_forced_rebuild_gives_the_same_bytes(built: Checkout) -> None:
-    built = replace(built, environment=built.environment | NO_STORE)
+    built = replace(built, environment=built.environment | {"MLFLOW_TRACKING_URI": NO_STORE})
     process = subprocess.Popen(
         ["dvc", "repro", "-f", "-s", "pretrain"],
         cwd=built.folder,
@@ -144,7 +144,7 @@ def test_told_to_stop_in_the_middle_dvc_repro_gives_the_same_bytes(built: Checko
 
 
 def test_experiments_metrics_and_plots(built: Checkout) -> None:
-    built = replace(built, environment=built.environment | NO_STORE)
+    built = replace(built, environment=built.environment | {"MLFLOW_TRACKING_URI": NO_STORE})
     log = built.run("dvc", "exp", "run", "-n", "shorter", "-S", "pretrain.steps=8", "pretrain")
     assert ran(log) == {"pretrain"}
     shown = built.run("dvc", "exp", "show", "--csv")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.stages.test_tracking import kill_all_of, wait_for
 
+NO_STORE = "http://127.0.0.1:9"  # nothing listens there: for tests that a run in MLflow would take longer than
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "for-a-test-1"}
 
 
